@@ -1,0 +1,25 @@
+"""`python -m llama_lab` and the console script `llama-lab`: a verb, or Hydra."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Do what the command line says; the exit code: 0 done, 2 the user can mend it, 1 a fault, 130 interrupted."""
+    from llama_lab.app import launch, report_error
+    from llama_lab.cli import run_verb
+
+    words = sys.argv[1:]
+    is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
+    try:
+        return run_verb(words) if is_verb else launch(words)
+    except KeyboardInterrupt:
+        print("\nllama_lab: interrupted. Go on with: python -m llama_lab resume=RUN", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return report_error(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

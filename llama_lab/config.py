@@ -1,0 +1,464 @@
+"""The settings of a run: one dataclass a config group. Hydra composes them, `llama_lab.parse` checks them.
+
+The defaults of every setting stand here and nowhere else; the YAML files of conf/ hold what makes a choice
+different. Nothing in this module imports torch, so a wrong setting is found in a fraction of a second.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import Any
+
+from omegaconf import MISSING
+
+from llama_lab.errors import ConfigError, did_you_mean
+
+LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a Llama decoder block; their names are the legal LoRA targets."""
+
+
+class ModelSource(StrEnum):
+    """Where the weights come from: a hub id or a folder, a GGUF inside a pip package, or a seed."""
+
+    hub = "hub"
+    package = "package"
+    random = "random"
+
+
+class QuantType(StrEnum):
+    """How the frozen base is stored. NF4 and FP4: QLoRA, arXiv 2305.14314; int8: LLM.int8(), arXiv 2208.07339."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+    none = "none"
+
+
+class ComputeDtype(StrEnum):
+    """The type of activations; `auto` is bf16 where the device is fast at it and fp32 elsewhere."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class LoraInit(StrEnum):
+    """How A and B start. All but `pissa`, `olora`, `orthogonal` and `loftq` leave the model as it was."""
+
+    default = "default"
+    gaussian = "gaussian"
+    olora = "olora"
+    pissa = "pissa"
+    orthogonal = "orthogonal"
+    loftq = "loftq"
+
+
+class Bias(StrEnum):
+    """Which biases are trained beside the adapter (PEFT's own words)."""
+
+    none = "none"
+    all = "all"
+    lora_only = "lora_only"
+
+
+class DataFormat(StrEnum):
+    """What the columns of a data set mean; `auto` reads it from their names."""
+
+    auto = "auto"
+    text = "text"
+    prompt_completion = "prompt_completion"
+    messages = "messages"
+    sharegpt = "sharegpt"
+    guanaco = "guanaco"
+    alpaca = "alpaca"
+    quotes = "quotes"
+
+
+class LossOn(StrEnum):
+    """Which tokens are learned: the last answer, every answer, or all; `auto` is `all` for text, else `completion`."""
+
+    auto = "auto"
+    completion = "completion"
+    assistant = "assistant"
+    all = "all"
+
+
+class Attention(StrEnum):
+    """The attention kernel (transformers' words)."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+    flex_attention = "flex_attention"
+
+
+class Optimizer(StrEnum):
+    """The optimizers of transformers that suit an adapter; `paged` moves its states to the CPU when the GPU is full."""
+
+    adamw_torch = "adamw_torch"
+    adamw_torch_fused = "adamw_torch_fused"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_32bit = "paged_adamw_32bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    lion_32bit = "lion_32bit"
+    lion_8bit = "lion_8bit"
+    adafactor = "adafactor"
+    sgd = "sgd"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes over the steps (transformers' words). `constant` has no warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    cosine_with_restarts = "cosine_with_restarts"
+    polynomial = "polynomial"
+    inverse_sqrt = "inverse_sqrt"
+
+
+class TrainerName(StrEnum):
+    """Which of TRL's trainers runs."""
+
+    sft = "sft"
+
+
+class Resume(StrEnum):
+    """`never` refuses a folder that holds a run; `auto` goes on from its last complete checkpoint."""
+
+    never = "never"
+    auto = "auto"
+
+
+class Tracker(StrEnum):
+    """Where metrics go beside the run's own files."""
+
+    wandb = "wandb"
+    none = "none"
+
+
+class TrackingMode(StrEnum):
+    """`auto` is online where a W&B key is set, else offline; it never asks."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+def _check(ok: bool, key: str, value: object, rule: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key}={value} is out of range: {rule}.")
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The frozen base model and its tokenizer."""
+
+    name: str = MISSING
+    """A hub id (`NousResearch/Llama-2-7b-hf`), a folder, or a short name where the source is not the hub."""
+    source: ModelSource = ModelSource.hub
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    package: str | None = None
+    """source=package: the pip package that holds `file`."""
+    file: str | None = None
+    """source=package: the GGUF file inside the package."""
+    chat_template: str | None = None
+    """A template of llama_lab/data/templates by name; null takes the tokenizer's own."""
+    pad_token: str | None = None
+    """null: the tokenizer's own unless that is the EOS, else <unk>. Never the EOS: the model would not stop."""
+    learning_rate: float = 2e-4
+    """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
+    attn_implementation: Attention = Attention.sdpa
+    trust_remote_code: bool = False
+    """Run Python code that came with the model."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
+        if self.source is ModelSource.package and not (self.package and self.file):
+            raise ConfigError("model.source=package needs model.package and model.file. Type model=smollm2_135m.")
+
+
+@dataclass(kw_only=True)
+class QuantSettings:
+    """How the frozen base is stored and in which type it computes."""
+
+    type: QuantType = MISSING
+    double_quant: bool = False
+    """Quantise the quantisation constants too: 0.37 bits a parameter less (QLoRA, section 3). 4-bit only."""
+    compute_dtype: ComputeDtype = ComputeDtype.auto
+
+    @property
+    def is_4bit(self) -> bool:
+        return self.type in (QuantType.nf4, QuantType.fp4)
+
+    def __post_init__(self) -> None:
+        if self.double_quant and not self.is_4bit:
+            raise ConfigError(
+                f"quant.double_quant=true needs a 4-bit type, and quant.type is {self.type}. "
+                "Type quant.double_quant=false, or quant=nf4."
+            )
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    """The adapter: W x + (alpha / r) B A x with A (r, d_in) and B (d_out, r). LoRA, arXiv 2106.09685."""
+
+    r: int = 16
+    """Rank."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / r (alpha / sqrt(r) with use_rslora). Source: QLoRA, arXiv 2305.14314."""
+    dropout: float = 0.05
+    """Share of the adapter's inputs that are zeroed in training."""
+    target_modules: Any = "all-linear"
+    """`all-linear`, or a list of layer names: lora.target_modules=[q_proj,v_proj]."""
+    bias: Bias = Bias.none
+    init: LoraInit = LoraInit.default
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r): arXiv 2312.03732."""
+    use_dora: bool = False
+    """Learn each column's magnitude apart from its direction: arXiv 2402.09353."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained in full and stored with the adapter, such as embed_tokens."""
+    layers_to_transform: list[int] = field(default_factory=list)
+    """Decoder layers that get an adapter; empty is all of them. Needs a list of target_modules."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.r <= 8192, "lora.r", self.r, "the rank is a whole number from 1 to 8192, such as lora.r=16")
+        _check(0 < self.alpha < inf, "lora.alpha", self.alpha, "type a positive number, such as lora.alpha=16")
+        _check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "type a number from 0 up to, but not, 1")
+        targets = self.target_modules
+        if targets != "all-linear":
+            is_list = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
+            if not is_list:
+                raise ConfigError(
+                    f"lora.target_modules={targets} is neither all-linear nor a list of layer names. "
+                    "Type lora.target_modules=all-linear, or lora.target_modules=[q_proj,v_proj]."
+                )
+            for name in targets:
+                check_target(name)
+
+
+def check_target(name: str) -> None:
+    """Refuse a LoRA target that no Llama model has, and lm_head, which TRL's loss reads past."""
+    if name == "lm_head":
+        raise ConfigError(
+            "lora.target_modules holds lm_head. TRL computes the loss from lm_head's frozen weight directly, so an "
+            "adapter there would never be trained. Leave it out."
+        )
+    if name.split(".")[-1] not in LLAMA_LINEAR:
+        raise ConfigError(
+            f"lora.target_modules holds {name}, which no Llama model has."
+            f"{did_you_mean(name, LLAMA_LINEAR)} The linear layers are: {', '.join(LLAMA_LINEAR)}."
+        )
+
+
+@dataclass(kw_only=True)
+class ColumnSettings:
+    """What the file calls our columns: dataset.columns.prompt=question says that its questions are our prompts."""
+
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    messages: str = "messages"
+    conversations: str = "conversations"
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    quote: str = "quote"
+    author: str = "author"
+
+
+@dataclass(kw_only=True)
+class DatasetSettings:
+    """The rows: where they are, what their columns mean, and which of their tokens are learned."""
+
+    name: str | None = None
+    """A hub id, or `sample`, the data set that comes with llama_lab."""
+    path: str | None = None
+    """A local JSONL, JSON, CSV or Parquet file. Not together with `name`."""
+    revision: str | None = None
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    split: str = "train"
+    eval_split: str | None = None
+    """Held-out split; null holds `eval_fraction` of the training rows out, drawn by the run's seed."""
+    eval_fraction: float = 0.05
+    format: DataFormat = DataFormat.auto
+    columns: ColumnSettings = field(default_factory=ColumnSettings)
+    system_prompt: str | None = None
+    """Put before every conversation that has none of its own."""
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+    max_length: int = 1024
+    """Tokens; a longer row is cut at its end, and the run says how many were."""
+    loss_on: LossOn = LossOn.auto
+    metrics: list[str] = field(default_factory=list)
+    """What is measured on greedy answers to held-out prompts: exact_match, composes."""
+
+    def __post_init__(self) -> None:
+        for key in ("max_train_rows", "max_eval_rows"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
+        _check(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
+        _check(0 < self.eval_fraction < 1, "dataset.eval_fraction", self.eval_fraction, "type a number between 0 and 1")
+        known = ("exact_match", "composes")
+        for metric in self.metrics:
+            if metric not in known:
+                raise ConfigError(
+                    f"dataset.metrics holds {metric}.{did_you_mean(metric, known)} It can hold: {', '.join(known)}."
+                )
+        if self.name and self.path:
+            raise ConfigError(
+                f"dataset.name={self.name} and dataset.path={self.path} are both set. "
+                f"Type dataset=jsonl dataset.path={self.path} to train on the file."
+            )
+        if not self.name and not self.path:
+            raise ConfigError("No data set is named. Type dataset=sample, or dataset=jsonl dataset.path=FILE.")
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """How the adapter is trained; the names are transformers' and TRL's."""
+
+    name: TrainerName = TrainerName.sft
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    """Optimizer steps; -1 leaves it to num_train_epochs."""
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-4
+    lr_scheduler_type: Schedule = Schedule.linear
+    warmup_ratio: float = 0.03
+    """Share of the steps; today's transformers takes it as warmup_steps below 1."""
+    optim: Optimizer = Optimizer.paged_adamw_32bit
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.3
+    """Source: QLoRA, appendix B."""
+    group_by_length: bool = True
+    """Batches of rows of similar length; in today's transformers train_sampling_strategy."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    bf16: bool | None = None
+    """Autocast to bf16; null is on where the GPU has it and the base computes in bf16."""
+    fp16: bool = False
+    """Autocast to fp16 with a loss scale; GPU only."""
+    neftune_noise_alpha: float | None = None
+    """Noise on the embeddings: arXiv 2310.05914."""
+    logging_steps: int = 5
+    eval_steps: int | None = None
+    """Held-out loss every so many steps; null only before and after."""
+    save_steps: int = 25
+    """A checkpoint every so many optimizer steps; 0 writes none."""
+    save_total_limit: int | None = 2
+    """Older checkpoints beyond so many are removed."""
+    resume: Resume = Resume.never
+
+    def __post_init__(self) -> None:
+        _check(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
+        _check(
+            self.max_steps == -1 or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "type -1 or at least 1"
+        )
+        _check(self.num_train_epochs > 0, "trainer.num_train_epochs", self.num_train_epochs, "type a positive number")
+        for key, low in (
+            ("per_device_train_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("logging_steps", 1),
+            ("save_steps", 0),
+        ):
+            _check(getattr(self, key) >= low, f"trainer.{key}", getattr(self, key), f"type at least {low}")
+        for key in ("eval_steps", "save_total_limit"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, f"trainer.{key}", value, "type at least 1, or null")
+        _check(0 <= self.warmup_ratio < 1, "trainer.warmup_ratio", self.warmup_ratio, "type a share from 0 up to 1")
+        _check(self.weight_decay >= 0, "trainer.weight_decay", self.weight_decay, "type 0 or more")
+        _check(self.max_grad_norm > 0, "trainer.max_grad_norm", self.max_grad_norm, "type a positive number")
+        if self.bf16 and self.fp16:
+            raise ConfigError("trainer.bf16 and trainer.fp16 are both on. Type trainer.fp16=false.")
+
+
+@dataclass(kw_only=True)
+class TrackingSettings:
+    """W&B: which project, and under which name."""
+
+    backend: Tracker = Tracker.wandb
+    mode: TrackingMode = TrackingMode.auto
+    project: str = "llama_lab"
+    entity: str | None = None
+    group: str | None = None
+    job_type: str = "train"
+    tags: list[str] = field(default_factory=list)
+    name: str | None = None
+    """null: the overrides, such as `lora.r=64 quant=fp4`."""
+    notes: str | None = None
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """What is measured on held-out rows before and after training."""
+
+    before: bool = True
+    """Measure the base model too, so that the gain is known."""
+    batch_size: int = 8
+    max_new_tokens: int = 64
+    """Tokens an answer may have when it is scored by dataset.metrics."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "type at least 1")
+        _check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", self.max_new_tokens, "type at least 1")
+
+
+@dataclass(kw_only=True)
+class GenerationSettings:
+    """The prompts of samples.md and how they, and `generate` and `chat`, are answered."""
+
+    prompts: list[str] = field(default_factory=list)
+    """Empty: the first `num_prompts` held-out prompts."""
+    num_prompts: int = 3
+    max_new_tokens: int | None = 64
+    max_length: int | None = None
+    """Prompt and answer together, in tokens; used where max_new_tokens is null."""
+    do_sample: bool = False
+    """false is greedy; true draws by temperature and top_p."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.num_prompts >= 0, "generation.num_prompts", self.num_prompts, "type 0 or more")
+        for key in ("max_new_tokens", "max_length"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, f"generation.{key}", value, "type at least 1, or null")
+        if self.max_new_tokens is None and self.max_length is None:
+            raise ConfigError("generation.max_new_tokens and generation.max_length are both null. Set one of them.")
+        _check(self.temperature > 0, "generation.temperature", self.temperature, "type a positive number")
+        _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "type a number above 0, at most 1")
+        _check(self.repetition_penalty > 0, "generation.repetition_penalty", self.repetition_penalty, "type above 0")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    model: ModelSettings = MISSING
+    quant: QuantSettings = MISSING
+    lora: LoraSettings = MISSING
+    dataset: DatasetSettings = MISSING
+    trainer: TrainerSettings = MISSING
+    tracking: TrackingSettings = MISSING
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    seed: int = 0
+    """Of the adapter's start, the order of the rows, dropout, and the held-out split."""
+    objective: str = "eval_loss"
+    """The key of result.json that a sweep minimises; it is what the process returns to Hydra."""
+    resume: str | None = None
+    """The folder of an interrupted run: resume=outputs/2026-01-31/12-00-00."""
+    verbose: bool = False
+    """Show the libraries' own log lines too."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "type a whole number from 0 to 4294967295")

@@ -1,0 +1,40 @@
+"""Errors a user can cause. Each one says what was wrong, where, and what to type instead."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LlamaLabError(Exception):
+    """Base of every error that is shown as one message, without a traceback; the process ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(LlamaLabError):
+    """A word, a key, a choice or a value that cannot be right."""
+
+
+class DataError(LlamaLabError):
+    """A data set that cannot be read or cannot be trained on."""
+
+
+class ModelError(LlamaLabError):
+    """A base model, tokenizer or adapter that cannot be loaded."""
+
+
+class RunError(LlamaLabError):
+    """A folder of a run that cannot be used as asked."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to `word` in spelling, or None when none is close."""
+    choices = list(choices)
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)
+    return by_lower_case[found[0]] if found else None
+
+
+def did_you_mean(word: str, choices: Iterable[str], template: str = "{}") -> str:
+    """' Did you mean X?' with the nearest choice written into `template`; empty where nothing is near."""
+    found = nearest(word, choices)
+    return f" Did you mean {template.format(found)}?" if found else ""

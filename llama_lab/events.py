@@ -1,0 +1,52 @@
+"""What training tells, and who listens. Both engines tell the same; tracking, progress and pruning only listen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Hears what happens in training. Steps are optimizer steps, counted from 1."""
+
+    def started(self, start_step: int, num_steps: int) -> None:
+        """Training begins after `start_step` steps (0, or the step of the checkpoint it resumes from)."""
+
+    def stepped(self, step: int) -> None:
+        """One optimizer step is done."""
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        """Numbers of a step, such as train/loss, train/tokens_per_s, eval/loss."""
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        """A complete checkpoint lies in `checkpoint`."""
+
+    def ended(self) -> None:
+        """Training is over, also when it failed."""
+
+
+class Listeners:
+    """Tells every listener, in order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def started(self, start_step: int, num_steps: int) -> None:
+        for listener in self.listeners:
+            listener.started(start_step, num_steps)
+
+    def stepped(self, step: int) -> None:
+        for listener in self.listeners:
+            listener.stepped(step)
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        for listener in self.listeners:
+            listener.logged(step, metrics)
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        for listener in self.listeners:
+            listener.saved(step, checkpoint)
+
+    def ended(self) -> None:
+        for listener in self.listeners:
+            listener.ended()

@@ -1,0 +1,99 @@
+"""Answers of a model: a batch at a time, or streamed to a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llama_lab.config import GenerationSettings
+from llama_lab.data.templates import encode_prompt
+from llama_lab.errors import DataError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, str]]
+
+
+def answer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Messages],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 8,
+) -> list[str]:
+    """The model's answers, in the order of the prompts; each stops at its EOS or at the length limit.
+
+    Args:
+        prompts: conversations that end with a user's turn.
+    """
+    encoded = [encode_prompt(messages, tokenizer) for messages in prompts]
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # like lengths together: little padding
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        for i, text in zip(indices, _generate(model, tokenizer, [encoded[i] for i in indices], settings), strict=True):
+            answers[i] = text
+    return answers
+
+
+@torch.no_grad()
+def _generate(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    settings: GenerationSettings,
+    streamer: Any = None,
+) -> list[str]:
+    was_training = model.training
+    model.eval()
+    longest = max(map(len, encoded))
+    # padded on the left, so that every answer begins at the same place
+    ids = [[tokenizer.pad_token_id] * (longest - len(e)) + e for e in encoded]
+    mask = [[0] * (longest - len(e)) + [1] * len(e) for e in encoded]
+    out = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        streamer=streamer,
+        use_cache=True,
+        **generation_kwargs(settings, longest),
+    )
+    model.train(was_training)
+    return tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+
+
+def stream(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, messages: Messages, settings: GenerationSettings
+) -> str:
+    """Print the answer as it comes, and return it."""
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return _generate(model, tokenizer, [encode_prompt(messages, tokenizer)], settings, streamer)[0].strip()
+
+
+def generation_kwargs(settings: GenerationSettings, prompt_length: int) -> dict[str, Any]:
+    """transformers' words for our settings.
+
+    Raises:
+        DataError: the prompt alone fills generation.max_length.
+    """
+    limit = settings.max_new_tokens
+    if limit is None:
+        limit = int(settings.max_length or 0) - prompt_length
+        if limit < 1:
+            raise DataError(
+                f"The prompt has {prompt_length} tokens and generation.max_length is {settings.max_length}. "
+                "Type a larger generation.max_length, or generation.max_new_tokens=64."
+            )
+    kwargs: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "do_sample": settings.do_sample,
+        "repetition_penalty": settings.repetition_penalty,
+    }
+    if settings.do_sample:
+        kwargs |= {"temperature": settings.temperature, "top_p": settings.top_p}
+    return kwargs

@@ -1,0 +1,65 @@
+"""Errors of the hub, told as one message; and whether a run needs the hub at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_lab.config import ModelSource, RunConfig
+from llama_lab.errors import DataError, LlamaLabError, ModelError
+
+
+def needs_hub(config: RunConfig) -> bool:
+    """Whether weights or rows are named by a hub id; nothing else may touch the network."""
+    model_on_hub = config.model.source is ModelSource.hub and not Path(config.model.name).expanduser().is_dir()
+    return model_on_hub or (config.dataset.path is None and config.dataset.name != "sample")
+
+
+def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:
+    """Why `name` could not be loaded, and what to do.
+
+    Args:
+        error: what transformers, datasets or huggingface_hub raised.
+        name: the hub id or folder.
+        key: the setting that named it, `model.name` or `dataset.name`.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    kind = ModelError if key == "model.name" else DataError
+    chain = _chain(error)
+    text = " ".join(str(e) for e in chain)
+    if isinstance(error, LlamaLabError):
+        return error
+    if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text:
+        return kind(
+            f"{key}={name} is gated on the hub. Accept its licence on the page of {name} while logged in, then set "
+            "HF_TOKEN to a token of that account."
+        )
+    if any(isinstance(e, RevisionNotFoundError) for e in chain) or "is not a valid git identifier" in text:
+        return kind(f"{key}={name} has no such revision. Type {key.split('.')[0]}.revision=main, or a commit.")
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain) or "is not a valid model identifier" in text:
+        return kind(
+            f"{key}={name} was not found on the hub. Check the spelling; if it is private, set HF_TOKEN. "
+            "A folder of yours is named by its path."
+        )
+    if _is_offline(chain, text):
+        return kind(
+            f"{key}={name} is not in the local hub cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set). "
+            "Go online, download it beforehand on another machine, or type the path of a local copy."
+        )
+    return kind(f"{key}={name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:400]}")
+
+
+def _is_offline(chain: list[BaseException], text: str) -> bool:
+    names = {cls.__name__ for e in chain for cls in type(e).__mro__}
+    words = ("offline", "couldn't connect", "Couldn't reach", "Max retries", "cached files")
+    return bool(names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError"}) or any(
+        word in text for word in words
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return found

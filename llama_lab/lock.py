@@ -1,0 +1,156 @@
+"""run.json: what is needed to do a run again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from llama_lab import __version__
+from llama_lab.config import RunConfig
+from llama_lab.errors import RunError
+from llama_lab.results import SCHEMA
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+)
+"""The packages whose versions change results."""
+
+UNLOCKED = {"resume", "verbose", "tracking", "trainer.resume", "trainer.save_steps", "trainer.save_total_limit"}
+"""Settings that a resumed run may change: none of them changes what is learned."""
+
+
+def make_lock(config: RunConfig, overrides: list[str], run_id: str) -> dict[str, Any]:
+    """Everything known before weights and rows are read; `runner` adds model, data set and hardware."""
+    return {
+        "schema": SCHEMA,
+        "id": run_id,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "overrides": overrides,
+        "config": as_plain(config),
+        "code": code_state(),
+        "versions": {"python": platform.python_version(), "llama_lab": __version__} | package_versions(),
+        "seed": config.seed,
+    }
+
+
+def as_plain(config: RunConfig) -> dict[str, Any]:
+    """The settings as dicts, lists, numbers and strings."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
+
+
+def config_of(lock: dict[str, Any]) -> RunConfig:
+    """The settings that run.json holds.
+
+    Raises:
+        RunError: they are not those of this version of llama_lab.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), lock["config"])
+        return cast(RunConfig, OmegaConf.to_object(merged))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"The settings in run.json are not those of llama_lab {__version__}: {reason}.") from error
+
+
+def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+        RunError: names each setting that differs.
+    """
+    before, now = _flat(lock["config"]), _flat(as_plain(config))
+    differing = [
+        f"{key}: {before.get(key)} then, {now.get(key)} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _unlocked(key)
+    ]
+    if differing:
+        raise RunError(
+            "A resumed run keeps its settings, and these differ: "
+            + "; ".join(differing)
+            + ". Leave them out, or start a new run."
+        )
+
+
+def code_state() -> dict[str, Any] | None:
+    """Commit and uncommitted change of the checkout that llama_lab runs from; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    return {"commit": commit and commit.strip(), "diff": _git(root, "diff", "HEAD")}
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of `PACKAGES` that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, threads, memory and GPUs; the number of threads changes results on the CPU."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unlocked(key: str) -> bool:
+    return key in UNLOCKED or key.split(".")[0] in UNLOCKED

@@ -1,0 +1,64 @@
+"""The adapter: PEFT's LoRA on the frozen base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from llama_lab.config import LoraInit, LoraSettings
+from llama_lab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+def lora_config(lora: LoraSettings) -> LoraConfig:
+    """PEFT's own configuration of our settings."""
+    from peft import LoftQConfig, LoraConfig
+
+    kwargs: dict[str, Any] = {}
+    if lora.init is not LoraInit.default:
+        kwargs["init_lora_weights"] = str(lora.init)
+    if lora.init is LoraInit.loftq:
+        kwargs["loftq_config"] = LoftQConfig(loftq_bits=4)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        # other readers of adapter_config.json want a whole number where it is one
+        lora_alpha=cast(int, int(lora.alpha) if lora.alpha.is_integer() else lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        bias=cast(Any, str(lora.bias)),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save or None,
+        layers_to_transform=lora.layers_to_transform or None,
+        **kwargs,
+    )
+
+
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftModel:
+    """The base with a trainable adapter whose start depends on `seed` alone.
+
+    Raises:
+        ConfigError: lora.init=loftq without a GPU, or PEFT refuses the settings for this base.
+    """
+    from peft import get_peft_model
+
+    if lora.init is LoraInit.loftq and not torch.cuda.is_available():
+        raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(base, lora_config(lora))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
+        ) from error
+
+
+def count_params(model: PeftModel) -> tuple[int, int]:
+    """(trainable, all) parameters; 4-bit weights count as the numbers they stand for."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return int(trainable), int(total)

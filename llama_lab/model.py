@@ -1,0 +1,118 @@
+"""The frozen base and its tokenizer, by hub id, folder, pip package or seed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llama_lab.config import ModelSettings, ModelSource, QuantSettings, QuantType
+from llama_lab.data.templates import TEMPLATE_NAMES, read_template
+from llama_lab.embedded import materialise
+from llama_lab.errors import ConfigError, ModelError
+from llama_lab.hub import explain_hub
+from llama_lab.quant import compute_dtype, keep_trainable, quantization_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def base_path(model: ModelSettings) -> str:
+    """What transformers loads: the hub id or folder itself, or the local folder that an embedded model was put into."""
+    return model.name if model.source is ModelSource.hub else str(materialise(model))
+
+
+def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer with the run's chat template and a pad token that is not the EOS.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no EOS.
+        ConfigError: no pad token beside the EOS is known, or model.pad_token is not in the vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise explain_hub(error, model.name, "model.name") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"The tokenizer of {model.name} has no end-of-sequence token, so a model could never stop.")
+    if model.chat_template is not None:
+        tokenizer.chat_template = read_template(model.chat_template)
+    elif not tokenizer.chat_template:
+        raise ConfigError(
+            f"The tokenizer of {model.name} has no chat template. Type model.chat_template={'|'.join(TEMPLATE_NAMES)}"
+        )
+    tokenizer.pad_token = _pad_token(tokenizer, model)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_base(model: ModelSettings, quant: QuantSettings) -> PreTrainedModel:
+    """The frozen base, quantised, on this process's device.
+
+    Raises:
+        ModelError: it cannot be loaded; says whether it is gated, absent, offline or too large.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype, _ = compute_dtype(quant)
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            base_path(model),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            quantization_config=quantization_config(quant, dtype),
+            dtype=dtype,
+            attn_implementation=str(model.attn_implementation),
+            device_map={"": device()},
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise explain_hub(error, model.name, "model.name") from error
+    keep_trainable(base)
+    base.requires_grad_(False)
+    base.config.use_cache = False  # generation asks for its cache itself
+    return base
+
+
+def device() -> torch.device:
+    """The GPU of this process's local rank, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def set_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generation stop at the tokenizer's EOS and pad with its pad token; kept with the adapter."""
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+
+
+def describe(model: ModelSettings, quant: QuantSettings) -> str:
+    """One line: the base, its storage and its compute type with the reason."""
+    dtype, reason = compute_dtype(quant)
+    stored = str(quant.type) if quant.type is not QuantType.none else "not quantised"
+    double = ", double quantised" if quant.double_quant else ""
+    return f"{model.name}: {stored}{double}, computes in {str(dtype).removeprefix('torch.')} ({reason})"
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelSettings) -> str:
+    # pad = eos hides the real EOS from collators that mask by id, and a new token would resize the embedding
+    own = tokenizer.pad_token if tokenizer.pad_token != tokenizer.eos_token else None
+    pad = model.pad_token or own or tokenizer.unk_token
+    if pad is None or pad == tokenizer.eos_token:
+        raise ConfigError(
+            f"No token of {model.name} can pad: it must not be the EOS {tokenizer.eos_token}. "
+            "Type model.pad_token=TOKEN with a reserved token of its vocabulary."
+        )
+    if pad not in tokenizer.get_vocab():
+        raise ConfigError(f"model.pad_token={pad} is not in the vocabulary of {model.name}.")
+    return pad

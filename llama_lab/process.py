@@ -1,0 +1,38 @@
+"""What this process tells the libraries before they are imported: stay off the network, log into the run's file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from llama_lab.config import RunConfig
+from llama_lab.hub import needs_hub
+
+
+def prepare(config: RunConfig) -> None:
+    """Set the libraries' switches. Call it before torch, transformers or datasets are imported.
+
+    No network is touched unless a hub id is named. Warnings and log lines of the libraries go into the run's log file;
+    with `verbose` they are shown as well.
+    """
+    if not needs_hub(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if config.verbose else "1")
+    logging.captureWarnings(True)
+    if config.verbose:
+        logging.getLogger().addHandler(logging.StreamHandler(sys.stderr))
+
+
+def quiet_libraries(config: RunConfig) -> None:
+    """Send what the libraries print to the log file. Call it after they are imported."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+    if not config.verbose:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()

@@ -1,0 +1,70 @@
+"""How the frozen base is stored: bitsandbytes' 4-bit and 8-bit types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llama_lab.config import ComputeDtype, QuantSettings, QuantType
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+DTYPES = {
+    ComputeDtype.bfloat16: torch.bfloat16,
+    ComputeDtype.float16: torch.float16,
+    ComputeDtype.float32: torch.float32,
+}
+FAST_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""CPU features without which bf16 products are slower than fp32 ones."""
+
+
+def compute_dtype(quant: QuantSettings) -> tuple[torch.dtype, str]:
+    """The type of activations, and why it was chosen."""
+    if quant.compute_dtype is not ComputeDtype.auto:
+        return DTYPES[quant.compute_dtype], "asked for"
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU computes in bf16"
+        return torch.float16, "this GPU has no bf16"
+    if _cpu_flags() & FAST_BF16_FLAGS:
+        return torch.bfloat16, "this CPU computes in bf16"
+    return torch.float32, "this CPU has no fast bf16"
+
+
+def quantization_config(quant: QuantSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What transformers is told to load the base with; None leaves the weights as they are."""
+    from transformers import BitsAndBytesConfig
+
+    if quant.type is QuantType.none:
+        return None
+    if quant.type is QuantType.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=str(quant.type),
+        bnb_4bit_use_double_quant=quant.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_trainable(base: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on the CPU.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight at its first forward in eval mode, for good, and
+    the product with a repacked weight has no backward: a model that was measured before training would then train on
+    wrong gradients without an error. Test: tests/integration/test_learning.py.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())

@@ -1,0 +1,68 @@
+"""What a run ends with: the numbers of result.json, a public contract."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+"""Version of result.json and run.json; raised when a key changes its meaning."""
+
+OBJECTIVES = (
+    "eval_loss",
+    "perplexity",
+    "exact_match",
+    "composes",
+    "train_loss",
+    "tokens_per_s",
+    "peak_memory_gib",
+    "train_runtime_s",
+)
+"""The numbers that a sweep may use as its objective."""
+
+
+@dataclass(kw_only=True)
+class Score:
+    """What held-out rows say of a model."""
+
+    eval_loss: float
+    """Mean next-token loss over the learned tokens of all held-out rows, nats a token."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Shares from 0 to 1 by name: exact_match, composes."""
+
+
+@dataclass(kw_only=True)
+class FitResult:
+    """What training says of itself."""
+
+    num_steps: int
+    """Optimizer steps in all, those before a resume included."""
+    train_loss: float
+    """Mean of the logged training losses of this process, nats a token."""
+    train_runtime_s: float
+    """Seconds spent in training, those before a resume included; evaluation left out."""
+    tokens_per_s: float
+    """Real (unpadded) tokens a second, prompt and answer."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """result.json of a run that ended well."""
+
+    objective: float
+    eval_loss_before: float | None
+    eval_loss: float
+    perplexity: float
+    train_loss: float
+    train_runtime_s: float
+    tokens_per_s: float
+    peak_memory_gib: float
+    """2**30 bytes: of the GPU where there is one, else of the process."""
+    num_trainable_params: int
+    num_params: int
+    num_steps: int
+    metrics_before: dict[str, float]
+    metrics: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The flat object of result.json: the data set's metrics stand beside the rest, with `_before` for the base."""
+        flat = {k: v for k, v in vars(self).items() if not isinstance(v, dict)}
+        return flat | self.metrics | {f"{k}_before": v for k, v in self.metrics_before.items()}

@@ -1,0 +1,157 @@
+"""The folder of one run: the public contract of its files, and the lock that keeps two processes out of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config import Resume
+from llama_lab.errors import RunError
+from llama_lab.results import SCHEMA, Result
+
+
+class RunDir:
+    """The files of a run, each written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.lock = folder / "run.json"
+        self.metrics = folder / "metrics.jsonl"
+        self.result = folder / "result.json"
+        self.samples = folder / "samples.md"
+        self.adapter = folder / "adapter"
+        self.checkpoints = folder / "checkpoints"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process out of the folder until this one ends, however it ends.
+
+        Raises:
+            RunError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise RunError(f"{self.path} is in use by process {owner}. Wait for it, or end it.") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def read_lock(self) -> dict[str, Any]:
+        """run.json.
+
+        Raises:
+            RunError: the folder holds no run, or the file is not whole.
+        """
+        return _read_json(self.lock, f"{self.path} holds no run (there is no run.json in it)")
+
+    def write_lock(self, lock: dict[str, Any]) -> None:
+        """Write run.json."""
+        _write_json(self.lock, lock)
+
+    def read_result(self) -> dict[str, Any]:
+        """result.json.
+
+        Raises:
+            RunError: the run has not ended, or the file is not whole.
+        """
+        return _read_json(self.result, f"{self.path} has no result yet")
+
+    def write_result(self, result: Result | None, *, status: str, error: str | None = None) -> None:
+        """Write result.json; `status` is ok, failed, pruned or infeasible."""
+        numbers = result.as_json() if result else {}
+        _write_json(self.result, {"schema": SCHEMA, "status": status, **numbers, "error": error})
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl; numbers that are not finite become null."""
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; a line that a kill cut off is left out."""
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: a resumed run writes them again."""
+        kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
+        _write_text(self.metrics, "".join(kept))
+
+    def write_samples(self, text: str) -> None:
+        """Write samples.md."""
+        _write_text(self.samples, text)
+
+    @contextmanager
+    def replacing(self, folder: Path) -> Iterator[Path]:
+        """A new folder to fill; it takes the place of `folder` when the block ends well."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def check_run_folder(folder: Path, resume: Resume) -> None:
+    """Refuse a folder that cannot take this run, before anything is written into it.
+
+    Raises:
+        RunError: it cannot be written, or it holds a run and `resume` does not say to go on with it.
+    """
+    if (folder / "run.json").exists() and resume is Resume.never:
+        raise RunError(
+            f"{folder} holds a run already. Type resume={folder} to go on with it, or another hydra.run.dir."
+        )
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise RunError(f"hydra.run.dir={folder}: {existing} is a file, not a folder. Type another hydra.run.dir.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"hydra.run.dir={folder}: {existing} cannot be written. Type another hydra.run.dir.")
+
+
+def _read_json(path: Path, absent: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{absent}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise RunError(f"{path} is not whole; the run cannot be read.") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,244 @@
+"""One run, stage by stage. Read this first: it is the table of contents of llama_lab."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from llama_lab import report
+from llama_lab.config import Resume, RunConfig
+from llama_lab.data.splits import Splits, build_splits
+from llama_lab.evaluate import score
+from llama_lab.events import Listeners
+from llama_lab.generate import answer
+from llama_lab.lock import check_unchanged, hardware, make_lock
+from llama_lab.lora import add_adapter, count_params
+from llama_lab.model import base_path, describe, load_base, load_tokenizer, set_special_tokens
+from llama_lab.process import quiet_libraries
+from llama_lab.progress import Display
+from llama_lab.quant import compute_dtype
+from llama_lab.results import FitResult, Result, Score
+from llama_lab.rundir import RunDir
+from llama_lab.tracking import Tracking, open_tracking
+from llama_lab.trainer import FitSettings, fit, last_checkpoint, peak_memory_gib, step_of
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """What is known of the model at one moment."""
+
+    score: Score
+    answers: list[str]
+    """To the prompts of samples.md."""
+
+
+def run(config: RunConfig, folder: Path, overrides: list[str], console: Console) -> dict[str, Any]:
+    """Do one run in `folder`, from the start or from its last complete checkpoint; returns result.json.
+
+    Raises:
+        LlamaLabError: what the user can mend. Every failure is recorded in result.json and raised again.
+    """
+    run_dir, display = RunDir(folder), Display(console)
+    with run_dir.held():
+        lock = _open_lock(run_dir, config, overrides)
+        if _is_done(run_dir):
+            display.note(f"{folder} has ended already; this is its result.")
+            report.show(console, run_dir, run_dir.read_result(), [], "")
+            return run_dir.read_result()
+        with _failure_recorded(run_dir), open_tracking(config.tracking, run_dir, lock) as tracking:
+            result, samples = _stages(config, run_dir, lock, tracking, display)
+            tracking.finished(result, samples)
+        run_dir.write_samples(report.samples_markdown(samples))
+        run_dir.write_result(result, status="ok")
+        report.show(console, run_dir, run_dir.read_result(), samples, tracking.where())
+        return run_dir.read_result()
+
+
+def _stages(
+    config: RunConfig, run_dir: RunDir, lock: dict[str, Any], tracking: Tracking, display: Display
+) -> tuple[Result, list[report.Sample]]:
+    quiet_libraries(config)
+    display.note(describe(config.model, config.quant))
+    with display.stage("Loading tokenizer and rows"):
+        tokenizer = load_tokenizer(config.model)
+        splits = build_splits(config.dataset, tokenizer, seed=config.seed)
+    for note in splits.notes:
+        display.note(f"Note: {note}.")
+    with display.stage("Loading and quantising the base"):
+        base = load_base(config.model, config.quant)
+        set_special_tokens(base, tokenizer)
+        model = add_adapter(base, config.lora, seed=config.seed)
+    run_dir.write_lock(lock | _facts(config, splits, base))
+    before = _measure_before(config, run_dir, model, tokenizer, splits, tracking, display)
+    fitted = _fit(config, run_dir, model, tokenizer, splits, tracking, display)
+    _save_adapter(model, tokenizer, run_dir)
+    with display.stage("Measuring the trained model"):
+        after = _measure(config, model, tokenizer, splits)
+    tracking.logged(fitted.num_steps, _eval_metrics(after.score))
+    return _result(config, model, before, fitted, after), _samples(config, splits, before, after)
+
+
+def _fit(
+    config: RunConfig,
+    run_dir: RunDir,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    tracking: Tracking,
+    display: Display,
+) -> FitResult:
+    start_step = step_of(last_checkpoint(run_dir.checkpoints))
+    run_dir.rewind_metrics(start_step)
+    runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
+    settings = FitSettings(
+        trainer=config.trainer,
+        seed=config.seed,
+        checkpoints=run_dir.checkpoints,
+        autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
+        runtime_before_s=runtimes[-1] if runtimes else 0.0,
+    )
+
+    def held_out() -> dict[str, float]:
+        return _eval_metrics(score(model, tokenizer, splits.valid, config.evaluate, metrics=[]))
+
+    return fit(model, tokenizer, splits.train.tokens, settings, Listeners(tracking, display), held_out)
+
+
+def _measure(config: RunConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> Measurement:
+    found = score(model, tokenizer, splits.valid, config.evaluate, config.dataset.metrics)
+    prompts = [[{"role": "user", "content": p}] for p in _sample_prompts(config, splits)]
+    torch.manual_seed(config.seed)  # sampled answers depend on the seed alone
+    answers = answer(model, tokenizer, prompts, config.generation) if prompts else []
+    return Measurement(score=found, answers=[a.strip() for a in answers])
+
+
+def _measure_before(
+    config: RunConfig,
+    run_dir: RunDir,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    tracking: Tracking,
+    display: Display,
+) -> Measurement | None:
+    """Measure the untrained model once; a resumed run reads what the first one found."""
+    if not config.evaluate.before:
+        return None
+    kept = run_dir.checkpoints / "before.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        return Measurement(score=Score(**found["score"]), answers=found["answers"])
+    with display.stage("Measuring the model before training"):
+        before = _measure(config, model, tokenizer, splits)
+    tracking.logged(0, _eval_metrics(before.score))
+    run_dir.checkpoints.mkdir(exist_ok=True)
+    partial = kept.with_suffix(".partial")
+    partial.write_text(json.dumps({"score": vars(before.score), "answers": before.answers}))
+    partial.replace(kept)
+    return before
+
+
+def _sample_prompts(config: RunConfig, splits: Splits) -> list[str]:
+    if config.generation.prompts:
+        return config.generation.prompts
+    chats = [example["messages"] for example in splits.valid.examples if "messages" in example]
+    firsts = [next(m["content"] for m in chat if m["role"] == "user") for chat in chats]
+    return firsts[: config.generation.num_prompts]
+
+
+def _samples(config: RunConfig, splits: Splits, before: Measurement | None, after: Measurement) -> list[report.Sample]:
+    prompts = _sample_prompts(config, splits)
+    befores: list[str] | list[None] = before.answers if before else [None] * len(prompts)
+    return [report.Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, befores, after.answers, strict=True)]
+
+
+def _eval_metrics(found: Score) -> dict[str, float]:
+    return {"eval/loss": found.eval_loss} | {f"eval/{name}": value for name, value in found.metrics.items()}
+
+
+def _save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, run_dir: RunDir) -> None:
+    with run_dir.replacing(run_dir.adapter) as folder:
+        # the embedding is never resized here, so PEFT need not compare it with the hub's
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        tokenizer.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+
+
+def _result(
+    config: RunConfig, model: PeftModel, before: Measurement | None, fitted: FitResult, after: Measurement
+) -> Result:
+    trainable, total = count_params(model)
+    result = Result(
+        objective=math.nan,
+        eval_loss_before=before.score.eval_loss if before else None,
+        eval_loss=after.score.eval_loss,
+        perplexity=math.exp(min(after.score.eval_loss, 700.0)),
+        train_loss=fitted.train_loss,
+        train_runtime_s=fitted.train_runtime_s,
+        tokens_per_s=fitted.tokens_per_s,
+        peak_memory_gib=peak_memory_gib(),
+        num_trainable_params=trainable,
+        num_params=total,
+        num_steps=fitted.num_steps,
+        metrics_before=before.score.metrics if before else {},
+        metrics=after.score.metrics,
+    )
+    result.objective = result.as_json()[config.objective]
+    return result
+
+
+def _open_lock(run_dir: RunDir, config: RunConfig, overrides: list[str]) -> dict[str, Any]:
+    """run.json of this folder: the first time written, on a resume read and compared."""
+    if config.trainer.resume is Resume.auto and run_dir.lock.exists():
+        lock = run_dir.read_lock()
+        check_unchanged(lock, config)
+        return lock
+    lock = make_lock(config, overrides, run_id=uuid.uuid4().hex[:12])
+    run_dir.write_lock(lock)
+    return lock
+
+
+def _facts(config: RunConfig, splits: Splits, base: Any) -> dict[str, Any]:
+    """What run.json learns once model and rows are loaded."""
+    return {
+        "model": {
+            "name": config.model.name,
+            "path": base_path(config.model),
+            "commit": getattr(base.config, "_commit_hash", None),
+            "compute_dtype": str(compute_dtype(config.quant)[0]).removeprefix("torch."),
+        },
+        "dataset": {
+            "fingerprint": splits.fingerprint,
+            "format": str(splits.format),
+            "num_train_rows": len(splits.train.tokens),
+            "num_valid_rows": len(splits.valid.tokens),
+        },
+        "hardware": hardware(),
+    }
+
+
+def _is_done(run_dir: RunDir) -> bool:
+    return run_dir.result.exists() and run_dir.read_result().get("status") == "ok"
+
+
+@contextmanager
+def _failure_recorded(run_dir: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        run_dir.write_result(None, status="infeasible", error=str(error).splitlines()[0])
+        raise
+    except BaseException as error:
+        run_dir.write_result(None, status="failed", error=f"{type(error).__name__}: {error}")
+        raise

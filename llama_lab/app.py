@@ -11,37 +11,56 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from llama_lab.compose import parse
-from llama_lab.config import RunConfig
-from llama_lab.errors import ConfigError, LlamaLabError, RunError
+from llama_lab import __version__
+from llama_lab.compose import check_grid, parse
+from llama_lab.config import Resume, RunConfig, TrackingMode
+from llama_lab.data.files import expanded
+from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
 from llama_lab.explain import explain
 from llama_lab.paths import CONF_DIR
 from llama_lab.rundir import RunDir, check_run_folder
+from llama_lab.words import GROUPS, ordered, resumed
 
-GROUPS = ("model", "quant", "lora", "dataset", "trainer", "tracking", "experiment")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class CheckFirst(Callback):
     """Hydra's hook before a run: wrong settings end here, before a folder is made."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Check the settings and the folder; Hydra swallows exceptions of a hook, so a wrong one ends the process."""
-        try:
+        """Check the settings and the folder."""
+        with _ends_the_process():
             settings = parse(_without_hydra(config))
-            check_run_folder(Path(str(config.hydra.run.dir)), settings.trainer.resume)
-        except Exception as error:
-            raise SystemExit(report_error(error)) from error
+            check_start(settings)
+            folder = _folder(config.hydra.run.dir, "hydra.run.dir")
+            check_run_folder(folder, settings.trainer.resume)
+            if (folder / "run.json").exists():  # to go on with, by trainer.resume=auto
+                from llama_lab.lock import check_unchanged
+
+                check_unchanged(RunDir(folder).read_lock(), settings)
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        """Check the folder and, of a grid, the runs; what another sweeper will choose is not known yet."""
+        with _ends_the_process():
+            folder = _folder(config.hydra.sweep.dir, "hydra.sweep.dir")
+            check_run_folder(folder, Resume.auto, "hydra.sweep.dir")
+            if config.hydra.sweeper._target_ == BASIC_SWEEPER:
+                words = [w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")]
+                words += [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+                check_grid([*words, *config.hydra.overrides.task], config_name or "config")
 
 
 def launch(words: list[str]) -> int:
@@ -50,18 +69,23 @@ def launch(words: list[str]) -> int:
     Raises:
         LlamaLabError: what is wrong with the words, the settings or the run.
     """
-    check_words(words)
-    if resumed := [word for word in words if word.startswith("resume=") and word != "resume=null"]:
-        return resume(Path(resumed[0].removeprefix("resume=")).expanduser(), [w for w in words if w not in resumed])
+    if "--version" in words:
+        print(f"llama_lab {__version__} (Hydra {hydra.__version__})")
+        return 0
+    if words in (["--help"], ["-h"]):
+        show_help()
+        return 0
+    words = ordered(words)
+    if going_on := resumed(words):
+        return resume(*going_on)
+    sys.argv[1:] = words  # Hydra reads them there
     with _hydra_raises():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            if _is_from_job(error):
+                raise
             raise explain(error) from error
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise RunError(
-                f"{error.filename} cannot be written: {error.strerror}. Type another hydra.run.dir."
-            ) from error
     return 0
 
 
@@ -70,7 +94,9 @@ def job(cfg: DictConfig) -> float:
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
     try:
-        return run_in(parse(cfg), folder, list(hydra_cfg.overrides.task))
+        config = parse(cfg)
+        check_run_folder(folder, config.trainer.resume)  # of a sweep; CheckFirst has done it for a single run
+        return run_in(config, folder, list(hydra_cfg.overrides.task))
     except Exception as error:
         logging.getLogger(__name__).exception("The run failed")
         if hydra_cfg.mode is RunMode.MULTIRUN:
@@ -83,17 +109,21 @@ def resume(folder: Path, words: list[str]) -> int:
 
     Args:
         words: settings that do not change what is learned, such as tracking.mode=offline.
+    Raises:
+        RunError: the folder holds no run, or the words change what it learns.
     """
-    from llama_lab.lock import config_of
+    from llama_lab.lock import check_unchanged, config_of
 
+    folder = expanded(str(folder))
+    if not os.path.isdir(folder):
+        beside = os.listdir(folder.parent) if os.access(folder.parent, os.R_OK | os.X_OK) else []
+        hint = did_you_mean(folder.name, beside, f"resume={folder.parent / '{}'}")
+        reason = "that is a file, not a folder." if os.path.exists(folder) else f"there is no such folder.{hint}"
+        raise RunError(f"resume={folder}: {reason} A run lies in outputs/DATE/TIME.")
     run_dir = RunDir(folder.resolve())
     lock = run_dir.read_lock()
-    lock["config"]["trainer"]["resume"] = "auto"
-    try:
-        changed = OmegaConf.merge(OmegaConf.structured(config_of(lock)), OmegaConf.from_dotlist(words))
-        config = parse(changed)  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
+    config = _changed(config_of(lock), words)
+    check_unchanged(lock, config)
     logging.basicConfig(filename=folder / "llama_lab.log", level=logging.INFO)
     try:
         run_in(config, run_dir.path, lock["overrides"])
@@ -116,16 +146,26 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str]) -> float:
     return float(run(config, folder, overrides, Console())["objective"] or "nan")
 
 
-def check_words(words: list[str]) -> None:
-    """Refuse words that Hydra would take for something else.
+def show_help() -> None:
+    """Print what Hydra prints for --help, which composes a run and copies all schemas once a folder of conf/."""
+    cfg = OmegaConf.create({"hydra": {"help": OmegaConf.load(CONF_DIR / "hydra" / "help" / "llama_lab.yaml")}})
+    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+    choices = [f"{group.name}: {', '.join(sorted(file.stem for file in group.glob('*.yaml')))}\n" for group in groups]
+    print(Template(cfg.hydra.help.template).substitute(APP_CONFIG_GROUPS="".join(choices)))
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse what is known to fail once the run has begun.
 
     Raises:
-        ConfigError: names the word and what to type.
+        ConfigError: `resume` stands in a file, or W&B is to be online without a key.
     """
-    for word in words:
-        key, _, value = word.partition("=")
-        if key.lstrip("+") in GROUPS and value.startswith("["):
-            raise ConfigError(f"{word}: a group takes one choice. Type {key}=CHOICE, or -m {key}=A,B for several runs.")
+    if config.resume is not None:
+        raise ConfigError(f"resume={config.resume} stands in a file. Type it on the command line instead.")
+    if config.tracking.mode is TrackingMode.online:
+        from llama_lab.tracking import resolve_mode
+
+        resolve_mode(config.tracking)
 
 
 def report_error(error: BaseException) -> int:
@@ -167,6 +207,45 @@ def _hydra_raises() -> Iterator[None]:
             del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = asked
+
+
+@contextmanager
+def _ends_the_process() -> Iterator[None]:
+    """Hydra swallows what a hook raises, so an error is reported here and ends the process."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise SystemExit(report_error(explain(error))) from error
+    except Exception as error:
+        raise SystemExit(report_error(error)) from error
+
+
+def _is_from_job(error: BaseException) -> bool:
+    return any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _folder(value: Any, key: str) -> Path:
+    if not str(value).strip():
+        raise ConfigError(f"{key} is empty. Type {key}=FOLDER; the folder you are in is {key}=.")
+    return Path(str(value))
+
+
+def _changed(config: RunConfig, words: list[str]) -> RunConfig:
+    """The settings of a resumed run with the words of the command line."""
+    tree = OmegaConf.structured(config)
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+            key = override.key_or_group
+            if key in GROUPS or override.is_hydra_override():
+                raise ConfigError(f"{word}: a resumed run keeps its {key}. Leave it out.")
+            if override.is_sweep_override():
+                raise ConfigError(f"{word}: these are several values, and a run has one.")
+            OmegaConf.update(tree, key, override.value(), merge=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, word) from error
+    tree.trainer.resume = Resume.auto
+    return parse(tree)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

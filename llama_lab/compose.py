@@ -1,20 +1,28 @@
 """From words to checked settings: Hydra composes the tree, `parse` turns it into dataclasses and checks them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import cycle, islice, product
+from math import prod
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from llama_lab.checks import check_combination, check_sources
-from llama_lab.config import RunConfig
+from llama_lab.config import DatasetSettings, ModelSettings, RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError
 from llama_lab.explain import explain, known_keys, unknown_key
 from llama_lab.paths import CONF_DIR
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
+
+MAX_CHECKED_RUNS = 32
+"""Of a larger grid every value is checked, but not every combination: Hydra composes each run a second time anyway."""
 
 
 def parse(cfg: DictConfig) -> RunConfig:
@@ -23,8 +31,69 @@ def parse(cfg: DictConfig) -> RunConfig:
     Raises:
         ConfigError: a key that no group has, a value of the wrong type or out of range, settings that cannot work
             together, or a value that is missing.
+        ModelError: a base model that is plainly not there.
         DataError: a local data file that is missing, empty or malformed.
     """
+    config = _settings_of(cfg)
+    check_sources(config)
+    return config
+
+
+def compose_words(words: list[str]) -> RunConfig:
+    """Compose and check the run that `python -m llama_lab WORDS` would start; nothing is loaded or written.
+
+    Inside a Hydra job, the job's own search path is used, so groups of the user's are known too.
+    """
+    return parse(_compose(words))
+
+
+def check_grid(words: list[str], config_name: str) -> None:
+    """Compose and check the runs of a grid before the first one starts. Call it inside a Hydra job.
+
+    Args:
+        words: settings with several values, such as lora.r=8,16; the grid is their product.
+    Raises:
+        LlamaLabError: what is wrong with the first run that cannot be right.
+    """
+    sources: list[tuple[ModelSettings, DatasetSettings]] = []
+    for run in _runs_of(words):
+        config = _settings_of(_compose(list(run), config_name))
+        if (config.model, config.dataset) not in sources:  # a large file is read once
+            check_sources(config)
+            sources.append((config.model, config.dataset))
+
+
+def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
+    """The runs of a grid; of a large one so many that every value comes once."""
+    try:
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        choices = [_values_of(override) for override in parser.parse_overrides(words)]
+    except HydraException as error:
+        raise explain(error) from error
+    if prod(map(len, choices)) <= MAX_CHECKED_RUNS:
+        return product(*choices)
+    longest = max(map(len, choices))
+    return zip(*(islice(cycle(values), longest) for values in choices), strict=True)
+
+
+def _values_of(override: Override) -> list[str]:
+    if override.is_discrete_sweep():
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
+
+
+def _compose(words: list[str], config_name: str = "config") -> DictConfig:
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose(config_name, overrides=words)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+            return compose(config_name, overrides=words)
+    except Exception as error:
+        raise explain(error) from error
+
+
+def _settings_of(cfg: DictConfig) -> RunConfig:
+    """The tree as checked dataclasses; model and data set are not looked for."""
     try:
         check_keys(cfg)
         check_missing(cfg)
@@ -35,24 +104,7 @@ def parse(cfg: DictConfig) -> RunConfig:
     except Exception as error:
         raise explain(error) from error
     check_combination(config)
-    check_sources(config)
     return config
-
-
-def compose_words(words: list[str]) -> RunConfig:
-    """Compose and check the run that `python -m llama_lab WORDS` would start; nothing is loaded or written.
-
-    Inside a Hydra job, the job's own search path is used, so groups of the user's are known too.
-    """
-    try:
-        if GlobalHydra.instance().is_initialized():
-            cfg = compose("config", overrides=words)
-        else:
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-                cfg = compose("config", overrides=words)
-    except Exception as error:
-        raise explain(error) from error
-    return parse(cfg)
 
 
 def check_keys(cfg: DictConfig) -> None:
@@ -62,8 +114,9 @@ def check_keys(cfg: DictConfig) -> None:
         ConfigError: names the key and the nearest known one.
     """
     known = set(known_keys())
+    groups = {key.rpartition(".")[0] for key in known}  # what stands below any other key is its value
     for key in _keys_of(OmegaConf.to_container(cfg, resolve=False)):
-        if key not in known:
+        if key not in known and key.rpartition(".")[0] in groups:
             raise unknown_key(key)
 
 

@@ -16,6 +16,9 @@ from llama_lab.errors import ConfigError, did_you_mean
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a Llama decoder block; their names are the legal LoRA targets."""
 
+LLAMA_MODULES = (*LLAMA_LINEAR, "embed_tokens", "lm_head", "norm", "input_layernorm", "post_attention_layernorm")
+"""Modules with weights of a Llama model; their names are the legal lora.modules_to_save."""
+
 
 class ModelSource(StrEnum):
     """Where the weights come from: a hub id or a folder, a GGUF inside a pip package, or a seed."""
@@ -178,6 +181,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
+        if not self.name.strip():
+            raise ConfigError("model.name is empty. Type a folder, a hub id as OWNER/NAME, or model=llama2_7b.")
         if self.source is ModelSource.package and not (self.package and self.file):
             raise ConfigError("model.source=package needs model.package and model.file. Type model=smollm2_135m.")
 
@@ -240,6 +245,14 @@ class LoraSettings:
                 )
             for name in targets:
                 check_target(name)
+        for layer in self.layers_to_transform:
+            _check(layer >= 0, "lora.layers_to_transform", layer, "decoder layers are counted from 0")
+        for name in self.modules_to_save:
+            if name.split(".")[-1] not in LLAMA_MODULES:
+                raise ConfigError(
+                    f"lora.modules_to_save holds {name}, which no Llama model has.{did_you_mean(name, LLAMA_MODULES)} "
+                    f"It can hold: {', '.join(LLAMA_MODULES)}."
+                )
 
 
 def check_target(name: str) -> None:
@@ -318,6 +331,12 @@ class DatasetSettings:
             )
         if not self.name and not self.path:
             raise ConfigError("No data set is named. Type dataset=sample, or dataset=jsonl dataset.path=FILE.")
+        for key, default in (("split", "train"), ("eval_split", None), ("subset", None), ("revision", None)):
+            if getattr(self, key) != default and (self.path or self.name == "sample"):
+                raise ConfigError(
+                    f"dataset.{key}={getattr(self, key)} belongs to a data set of the hub, and the run reads "
+                    f"{self.path or self.name}. Leave it out."
+                )
 
 
 @dataclass(kw_only=True)
@@ -338,8 +357,8 @@ class TrainerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 0.3
     """Source: QLoRA, appendix B."""
-    group_by_length: bool = True
-    """Batches of rows of similar length; in today's transformers train_sampling_strategy."""
+    group_by_length: bool = False
+    """Batches of rows of like length: less padding, but rows are no longer mixed evenly (experiments/default_run)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     bf16: bool | None = None
@@ -362,7 +381,9 @@ class TrainerSettings:
         _check(
             self.max_steps == -1 or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "type -1 or at least 1"
         )
-        _check(self.num_train_epochs > 0, "trainer.num_train_epochs", self.num_train_epochs, "type a positive number")
+        for key in ("num_train_epochs", "max_grad_norm", "neftune_noise_alpha"):
+            value = getattr(self, key)
+            _check(value is None or 0 < value < inf, f"trainer.{key}", value, "type a positive number")
         for key, low in (
             ("per_device_train_batch_size", 1),
             ("gradient_accumulation_steps", 1),
@@ -374,8 +395,7 @@ class TrainerSettings:
             value = getattr(self, key)
             _check(value is None or value >= 1, f"trainer.{key}", value, "type at least 1, or null")
         _check(0 <= self.warmup_ratio < 1, "trainer.warmup_ratio", self.warmup_ratio, "type a share from 0 up to 1")
-        _check(self.weight_decay >= 0, "trainer.weight_decay", self.weight_decay, "type 0 or more")
-        _check(self.max_grad_norm > 0, "trainer.max_grad_norm", self.max_grad_norm, "type a positive number")
+        _check(0 <= self.weight_decay < inf, "trainer.weight_decay", self.weight_decay, "type 0 or more")
         if self.bf16 and self.fp16:
             raise ConfigError("trainer.bf16 and trainer.fp16 are both on. Type trainer.fp16=false.")
 
@@ -395,13 +415,26 @@ class TrackingSettings:
     """null: the overrides, such as `lora.r=64 quant=fp4`."""
     notes: str | None = None
 
+    def __post_init__(self) -> None:
+        # W&B refuses these when the run starts, in words of its own
+        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise ConfigError(
+                f"tracking.project={self.project}: W&B takes 1 to 128 characters, none of them / \\ # ? % or :. "
+                "The owner of a project is named by tracking.entity."
+            )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise ConfigError(f"tracking.tags holds '{tag}'. A tag of W&B has 1 to 64 characters.")
+
 
 @dataclass(kw_only=True)
 class EvaluateSettings:
     """What is measured on held-out rows before and after training."""
 
     before: bool = True
-    """Measure the base model too, so that the gain is known."""
+    """Measure the base model's loss and sample answers too, so that the gain is known."""
+    metrics_before: bool = False
+    """Score dataset.metrics before training as well: as many answers again."""
     batch_size: int = 8
     max_new_tokens: int = 64
     """Tokens an answer may have when it is scored by dataset.metrics."""
@@ -434,9 +467,10 @@ class GenerationSettings:
             _check(value is None or value >= 1, f"generation.{key}", value, "type at least 1, or null")
         if self.max_new_tokens is None and self.max_length is None:
             raise ConfigError("generation.max_new_tokens and generation.max_length are both null. Set one of them.")
-        _check(self.temperature > 0, "generation.temperature", self.temperature, "type a positive number")
         _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "type a number above 0, at most 1")
-        _check(self.repetition_penalty > 0, "generation.repetition_penalty", self.repetition_penalty, "type above 0")
+        for key in ("temperature", "repetition_penalty"):
+            value = getattr(self, key)
+            _check(0 < value < inf, f"generation.{key}", value, "type a positive number")
 
 
 @dataclass(kw_only=True)

@@ -76,7 +76,11 @@ def _convert_gguf(model: ModelSettings, folder: Path) -> None:
     )
     base.config.name_or_path = model.name
     base.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.17 reads another EOS from the GGUF than the file says; the model's own numbers are right in all
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(base.config.bos_token_id)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(base.config.eos_token_id)
+    tokenizer.save_pretrained(folder)
 
 
 def _make_tiny(model: ModelSettings, folder: Path) -> None:

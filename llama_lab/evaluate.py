@@ -14,6 +14,7 @@ from llama_lab.data.splits import Split
 from llama_lab.data.templates import IGNORED
 from llama_lab.errors import LlamaLabError
 from llama_lab.generate import answer
+from llama_lab.loss import summed_loss
 from llama_lab.results import Score
 
 if TYPE_CHECKING:
@@ -51,12 +52,8 @@ def held_out_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, valid: S
     total, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
         batch = pad_batch(rows[start : start + batch_size], tokenizer.pad_token_id, model.device)
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1]
-        learned = labels != IGNORED
-        # only the learned positions: the whole of (B, T, V) in fp32 is the largest tensor of the run
-        losses = torch.nn.functional.cross_entropy(logits[learned].float(), labels[learned], reduction="sum")
-        total, count = total + losses.item(), count + int(learned.sum())
+        losses, learned = summed_loss(model, **batch)
+        total, count = total + losses.item(), count + int(learned)
     model.train(was_training)
     return total / count if count else math.nan
 

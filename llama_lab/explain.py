@@ -1,5 +1,6 @@
 """What Hydra and OmegaConf say of a wrong word, told as one message with the nearest right one."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
@@ -10,32 +11,71 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    ConfigTypeError,
     InterpolationResolutionError,
     OmegaConfBaseException,
     ValidationError,
 )
 
 from llama_lab.config import RunConfig
-from llama_lab.errors import ConfigError, did_you_mean, nearest
+from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean, nearest
 
 ALIASES = {
     "rank": "lora.r",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
     "alpha": "lora.alpha",
-    "lora.rank": "lora.r",
-    "lora.lora_alpha": "lora.alpha",
-    "lora.lora_dropout": "lora.dropout",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "init_lora_weights": "lora.init",
+    "load_in_4bit": "quant.type",
+    "load_in_8bit": "quant.type",
+    "bnb_4bit_quant_type": "quant.type",
+    "bnb_4bit_use_double_quant": "quant.double_quant",
+    "bnb_4bit_compute_dtype": "quant.compute_dtype",
+    "torch_dtype": "quant.compute_dtype",
+    "dtype": "quant.compute_dtype",
+    "model_name_or_path": "model.name",
+    "base_model": "model.name",
+    "dataset_name": "dataset.name",
+    "data_path": "dataset.path",
+    "max_seq_length": "dataset.max_length",
+    "cutoff_len": "dataset.max_length",
     "lr": "trainer.learning_rate",
-    "trainer.lr": "trainer.learning_rate",
     "epochs": "trainer.num_train_epochs",
-    "trainer.epochs": "trainer.num_train_epochs",
+    "num_epochs": "trainer.num_train_epochs",
+    "steps": "trainer.max_steps",
     "batch_size": "trainer.per_device_train_batch_size",
-    "trainer.batch_size": "trainer.per_device_train_batch_size",
-    "trainer.micro_batch_size": "trainer.per_device_train_batch_size",
-    "trainer.warmup_steps": "trainer.warmup_ratio",
-    "quant.load_in_4bit": "quant.type",
+    "micro_batch_size": "trainer.per_device_train_batch_size",
+    "warmup_steps": "trainer.warmup_ratio",
+    "optimizer": "trainer.optim",
+    "scheduler": "trainer.lr_scheduler_type",
+    "grad_clip": "trainer.max_grad_norm",
+    "random_seed": "seed",
+    "report_to": "tracking.backend",
+    "run_name": "tracking.name",
+    "wandb_project": "tracking.project",
+    "resume_from_checkpoint": "resume",
     "output_dir": "hydra.run.dir",
 }
 """Words of other tools, and what they are called here."""
+
+
+HYDRA_SAYS = {
+    r"Additional config directory '(.+)' not found": "--config-dir: there is no folder {}.",
+    r"Primary config (?:module|directory).* not found": (
+        "--config-path: there is no such folder of configurations. Leave it out, and name folders of your own with "
+        "--config-dir FOLDER."
+    ),
+    r"In '(\w+)/(\w+)': Could not override": (
+        "{0}/{1} is a choice of the group {0}, no configuration of its own. Type {0}={1} instead of --config-name."
+    ),
+    r"Sweep parameters '(.+)' requires": "{0} stands for several values. Type them one by one: -m KEY=A,B",
+    r"Config group override must be a string": "A group takes the name of a choice. Type GROUP=CHOICE; see --help.",
+    r"Multiple values for (\S+?)\. To override": "{0} has a choice already. Type {0}=CHOICE, without a + before it.",
+    r"Could not append to config. An item is already at '(\S+)'": "{0} is there already. Leave the + out: {0}=...",
+}
+"""What Hydra says in words of its insides, as a pattern, and what a person can do with."""
 
 
 def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -48,10 +88,11 @@ def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 
 def nearest_key(key: str) -> str | None:
     """The setting that was probably meant: another tool's word, the same last name elsewhere, or a like spelling."""
-    if key in ALIASES:
-        return ALIASES[key]
+    leaf = key.split(".")[-1]
+    if leaf in ALIASES:
+        return ALIASES[leaf]
     keys = [*known_keys(), "hydra.run.dir", "hydra.sweep.dir", "hydra.launcher", "hydra.sweeper", "experiment"]
-    same_leaf = [k for k in keys if "." in k and k.split(".")[-1] == key.split(".")[-1] and not k.startswith("model.")]
+    same_leaf = [k for k in keys if "." in k and k.split(".")[-1] == leaf and not k.startswith("model.")]
     return same_leaf[0] if same_leaf else nearest(key, keys)
 
 
@@ -62,24 +103,51 @@ def unknown_key(key: str) -> ConfigError:
     return ConfigError(f"{key} is no setting of llama_lab.{hint} All of them: python -m llama_lab --cfg job")
 
 
-def explain(error: Exception) -> ConfigError:
-    """Turn an error of Hydra's or OmegaConf's into ours: what was wrong, where, and what to type instead."""
+def explain(error: Exception, word: str = "") -> LlamaLabError:
+    """Turn an error of Hydra's or OmegaConf's into ours: what was wrong, where, and what to type instead.
+
+    Args:
+        word: the word of the command line that caused it, where the error does not say so itself.
+    """
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    key = str(getattr(cause, "full_key", None) or "")
+    word = word or str(error).partition("Error merging override ")[2].strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_choice(error)
     if isinstance(error, OverrideParseException):
-        return _unreadable_word(error.override)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        return unknown_key(str(cause.full_key))
-    if isinstance(cause, ValidationError) and cause.full_key:
-        return _wrong_type(str(cause.full_key), str(cause).splitlines()[0])
+        return _unreadable_word(error.override or "")
+    if isinstance(error, OSError) and error.filename:
+        return RunError(f"{error.filename} cannot be written: {error.strerror}. Type another hydra.run.dir.")
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
+        named = re.match(r"Could not override '([^']+)'", str(error))
+        return unknown_key(named[1] if named else key)
+    if isinstance(cause, ValidationError | ConfigTypeError) and key:
+        return _wrong_type(key, _first_line(cause), word)
     if isinstance(cause, InterpolationResolutionError):
-        return ConfigError(f"{cause.full_key} refers to something that is not there: {_first_line(cause)}.")
-    if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return ConfigError("A group was set to null. Type GROUP=CHOICE; --help lists the choices of every group.")
+        return _unresolved(key or "A value", _first_line(cause))
     if "To sweep over it, add --multirun" in str(error):
-        return ConfigError(f"{_first_line(error)}. Add -m to run each of the values: python -m llama_lab -m KEY=A,B")
-    return ConfigError(" ".join(line.strip() for line in str(error).splitlines() if "http" not in line))
+        return _several_values(_first_line(error))
+    return _in_our_words(error)
+
+
+def no_value(word: str) -> ConfigError:
+    """The error for a word that is not KEY=VALUE, with the setting that was probably meant."""
+    key, colon, value = word.lstrip("+").partition(":")
+    found = key if key in known_keys() else nearest_key(key)
+    if colon and found:
+        return ConfigError(f"'{word}' is no setting. Settings are typed KEY=VALUE: {found}={value.strip()}")
+    return ConfigError(f"'{word}' has no value. Settings are typed KEY=VALUE, such as {found or 'lora.r'}=...")
+
+
+def _in_our_words(error: Exception) -> ConfigError:
+    """The message itself, its lines joined; some of Hydra's speak of its insides and get our words."""
+    said = " ".join(line.strip() for line in str(error).splitlines() if "http" not in line)
+    for pattern, told in HYDRA_SAYS.items():
+        if found := re.search(pattern, said):
+            return ConfigError(told.format(*found.groups()))
+    if found := re.search(r"Could not delete from config. '(\S+)' does not exist", said):
+        return unknown_key(found[1])
+    return ConfigError(said)
 
 
 def _unknown_choice(error: MissingConfigException) -> ConfigError:
@@ -93,30 +161,74 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
     return ConfigError(f"{group}={choice} is no choice.{hint} Choices of {group}: {', '.join(options)}.")
 
 
-def _unreadable_word(word: str | None) -> ConfigError:
-    word = word or ""
+def _unreadable_word(word: str) -> ConfigError:
+    key, _, value = word.partition("=")
     if word.count("=") > 1 and " " in word:
         return ConfigError(f"'{word}' is one word with several settings. Leave the quotes out: {word}")
     if "=" not in word and not word.startswith("~"):
-        found = nearest_key(word.lstrip("+"))
-        return ConfigError(f"'{word}' has no value. Settings are typed KEY=VALUE, such as {found or 'lora.r'}=...")
-    return ConfigError(
-        f"'{word}' cannot be read as KEY=VALUE. Put values with special characters into two kinds of quotes, "
-        "such as 'tracking.name=\"a, b\"'."
-    )
+        return no_value(word)
+    if key.strip() in known_keys() and (key, value[:1]) != (key.strip(), value[:1].strip(" =")):
+        return ConfigError(f"'{word}' is typed without spaces and with one =: {key.strip()}={value.strip(' =')}")
+    if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")) or value.count('"') % 2:
+        return ConfigError(f"'{word}' cannot be read: a bracket or a quote is not closed. {_in_quotes(key, '...')}")
+    if key.lstrip("+") not in known_keys():
+        return unknown_key(key.lstrip("+"))
+    return ConfigError(f"'{word}' cannot be read as KEY=VALUE. {_in_quotes(key, value)}")
 
 
-def _wrong_type(key: str, message: str) -> ConfigError:
-    wanted = _describe(_field_type(key), key)
-    if "is not Optional" in message:
-        return ConfigError(f"{key}=null: this setting needs a value. It takes {wanted}.")
-    value = message.split("'")[1] if "'" in message else None
-    said = f"{key}={value}: that is not {wanted}." if value is not None else f"{key} takes {wanted}."
-    hint = ""
+def _in_quotes(key: str, value: str) -> str:
+    return f"A text with special characters is typed in two kinds of quotes: '{key}=\"{value}\"'"
+
+
+def _several_values(line: str) -> ConfigError:
+    word = line.partition("'")[2].rstrip("'")
+    key, _, value = word.partition("=")
+    if _field_type(key) is str:
+        return ConfigError(f"{word}: these are several values; -m runs each of them. {_in_quotes(key, value)}")
+    return ConfigError(f"{word}: these are several values. Run each of them: python -m llama_lab -m {word}")
+
+
+def _unresolved(key: str, reason: str) -> ConfigError:
+    """A ${...} that leads nowhere."""
+    if found := re.search(r"Environment variable '(\S+)' not found", reason):
+        return ConfigError(
+            f"{key}: the environment variable {found[1]} is not set. Set it, or give a value for its absence: "
+            f"${{oc.env:{found[1]},VALUE}}."
+        )
+    if "Recursive" in reason:
+        return ConfigError(f"{key} refers to itself. Type a value instead.")
+    if found := re.search(r"key '(\S+)' not found", reason):
+        hint = did_you_mean(found[1], known_keys(), "${{{}}}")
+        return ConfigError(f"{key} refers to ${{{found[1]}}}, which is no setting.{hint}")
+    return ConfigError(f"{key} refers to something that is not there: {reason}.")
+
+
+def _wrong_type(key: str, message: str, word: str) -> ConfigError:
+    """The error for a value of the wrong type.
+
+    Args:
+        message: what OmegaConf said.
+        word: the word that gave the value; empty where it came from a file.
+    """
+    if word.partition("=")[0].lstrip("+").startswith(f"{key}."):
+        return unknown_key(word.partition("=")[0].lstrip("+"))
+    key = key.partition("[")[0]
     declared = _field_type(key)
-    if value and isinstance(declared, type) and issubclass(declared, StrEnum):
-        hint = did_you_mean(value, list(declared), f"{key}={{}}")
-    return ConfigError(said + hint)
+    wanted = _describe(declared, key)
+    if is_dataclass(declared):
+        example = f"{key}.{fields(declared)[0].name}"
+        return ConfigError(f"{word or key}: {key} is a group of settings, each of them typed by name: {example}=VALUE")
+    if "is not Optional" in message:
+        takes = f" It takes {wanted}." if wanted else " Leave it out to keep its own."
+        return ConfigError(f"{key}=null: this setting needs a value.{takes}")
+    if wanted is None:
+        return ConfigError(f"{word or key}: {message}.")
+    found = re.search(r"[Vv]alue '?(.*?)'?(?: of type| is not| could not| \(|, expected|$)", message)
+    said = word or f"{key}={found[1] if found else '...'}"
+    hint = ""
+    if isinstance(declared, type) and issubclass(declared, StrEnum):
+        hint = did_you_mean(said.partition("=")[2], list(declared), f"{key}={{}}")
+    return ConfigError(f"{said}: that is not {wanted}.{hint}")
 
 
 def _field_type(key: str) -> Any:
@@ -130,13 +242,25 @@ def _field_type(key: str) -> Any:
     return node
 
 
-def _describe(declared: Any, key: str) -> str:
+def _describe(declared: Any, key: str) -> str | None:
     if isinstance(declared, type) and issubclass(declared, StrEnum):
         return f"one of {', '.join(declared)}"
     if get_origin(declared) is list:
-        return f"a list, such as {key}=[a,b]"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(declared, "a value of its declared type")
+        kind, example = ("whole numbers", "[0,1]") if get_args(declared)[0] is int else ("texts", "[a,b]")
+        return f"a list of {kind}, such as {key}={example}"
+    if declared not in (int, float, bool, str):
+        return None
+    example = _default_of(key)
+    such = "" if example is None else f", such as {key}={example}"
+    return {int: f"a whole number{such}", float: f"a number{such}", bool: "true or false", str: "a text"}[declared]
+
+
+def _default_of(key: str) -> Any:
+    node: Any = RunConfig
+    *groups, name = key.split(".")
+    for group in groups:
+        node = get_type_hints(node)[group]
+    return next(f.default for f in fields(node) if f.name == name)
 
 
 def _first_line(error: BaseException) -> str:

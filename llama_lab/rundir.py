@@ -55,7 +55,10 @@ class RunDir:
         Raises:
             RunError: the folder holds no run, or the file is not whole.
         """
-        return _read_json(self.lock, f"{self.path} holds no run (there is no run.json in it)")
+        lock = _read_json(self.lock, f"{self.path} holds no run (there is no run.json in it)")
+        if not (isinstance(lock.get("config"), dict) and isinstance(lock.get("overrides"), list)):
+            raise RunError(f"{self.lock} lacks the settings of a run. Start a new run.")
+        return lock
 
     def write_lock(self, lock: dict[str, Any]) -> None:
         """Write run.json."""
@@ -110,32 +113,36 @@ class RunDir:
         partial.rename(folder)
 
 
-def check_run_folder(folder: Path, resume: Resume) -> None:
+def check_run_folder(folder: Path, resume: Resume, key: str = "hydra.run.dir") -> None:
     """Refuse a folder that cannot take this run, before anything is written into it.
 
+    Args:
+        key: the setting that names the folder.
     Raises:
         RunError: it cannot be written, or it holds a run and `resume` does not say to go on with it.
     """
-    if (folder / "run.json").exists() and resume is Resume.never:
-        raise RunError(
-            f"{folder} holds a run already. Type resume={folder} to go on with it, or another hydra.run.dir."
-        )
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir():
-        raise RunError(f"hydra.run.dir={folder}: {existing} is a file, not a folder. Type another hydra.run.dir.")
+    if os.path.exists(folder / "run.json") and resume is Resume.never:
+        raise RunError(f"{folder} holds a run already. Type resume={folder} to go on with it, or another {key}.")
+    # os.path instead of pathlib: a name that is too long is then absent instead of an OSError
+    existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not os.path.isdir(existing):
+        raise RunError(f"{key}={folder}: {existing} is a file, not a folder. Type another {key}.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise RunError(f"hydra.run.dir={folder}: {existing} cannot be written. Type another hydra.run.dir.")
+        raise RunError(f"{key}={folder}: {existing} cannot be written. Type another {key}.")
 
 
 def _read_json(path: Path, absent: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{absent}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise RunError(f"{path} is not whole; the run cannot be read.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        content = None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is not whole, so the run cannot be read. Start a new run.")
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

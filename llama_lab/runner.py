@@ -84,7 +84,7 @@ def _stages(
     fitted = _fit(config, run_dir, model, tokenizer, splits, tracking, display)
     _save_adapter(model, tokenizer, run_dir)
     with display.stage("Measuring the trained model"):
-        after = _measure(config, model, tokenizer, splits)
+        after = _measure(config, model, tokenizer, splits, config.dataset.metrics)
     tracking.logged(fitted.num_steps, _eval_metrics(after.score))
     return _result(config, model, before, fitted, after), _samples(config, splits, before, after)
 
@@ -115,8 +115,10 @@ def _fit(
     return fit(model, tokenizer, splits.train.tokens, settings, Listeners(tracking, display), held_out)
 
 
-def _measure(config: RunConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> Measurement:
-    found = score(model, tokenizer, splits.valid, config.evaluate, config.dataset.metrics)
+def _measure(
+    config: RunConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, metrics: list[str]
+) -> Measurement:
+    found = score(model, tokenizer, splits.valid, config.evaluate, metrics)
     prompts = [[{"role": "user", "content": p}] for p in _sample_prompts(config, splits)]
     torch.manual_seed(config.seed)  # sampled answers depend on the seed alone
     answers = answer(model, tokenizer, prompts, config.generation) if prompts else []
@@ -140,7 +142,8 @@ def _measure_before(
         found = json.loads(kept.read_text())
         return Measurement(score=Score(**found["score"]), answers=found["answers"])
     with display.stage("Measuring the model before training"):
-        before = _measure(config, model, tokenizer, splits)
+        metrics = config.dataset.metrics if config.evaluate.metrics_before else []
+        before = _measure(config, model, tokenizer, splits, metrics)
     tracking.logged(0, _eval_metrics(before.score))
     run_dir.checkpoints.mkdir(exist_ok=True)
     partial = kept.with_suffix(".partial")

@@ -66,6 +66,10 @@ class WandbTracking(FilesOnly):
     def __init__(self, run_dir: RunDir, run: wandb.Run) -> None:
         super().__init__(run_dir)
         self.run = run
+        # asked now: after `finish` W&B warns
+        self.address = (
+            f"W&B is offline. Upload with: wandb sync {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}"
+        )
         # a step of our own: W&B's counter cannot go back, and a resumed run repeats a few steps
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
@@ -83,9 +87,7 @@ class WandbTracking(FilesOnly):
         self.run.summary.update(result.as_json())
 
     def where(self) -> str:
-        if self.run.offline:
-            return f"W&B is offline. Upload with: wandb sync {Path(self.run.dir).parent}"
-        return f"W&B: {self.run.url}"
+        return self.address
 
 
 @contextmanager

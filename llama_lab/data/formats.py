@@ -56,7 +56,7 @@ def to_example(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) 
     if form is DataFormat.text:
         return {"text": _text(row, "text", dataset)}
     messages = _MESSAGES_OF[form](row, dataset)
-    if dataset.system_prompt and messages[0]["role"] != "system":
+    if dataset.system_prompt and [m["role"] for m in messages[:1]] != ["system"]:
         messages = [{"role": "system", "content": dataset.system_prompt}, *messages]
     _check_turns(messages)
     return {"messages": messages}
@@ -70,7 +70,8 @@ def _from_sharegpt(row: dict[str, Any], dataset: DatasetSettings) -> list[dict[s
     turns = _turns(row, "conversations", "from", "value", dataset)
     for turn in turns:
         if turn["role"] not in SHAREGPT_ROLES:
-            raise DataError(f"a turn is from '{turn['role']}'; known are {', '.join(SHAREGPT_ROLES)}")
+            hint = did_you_mean(turn["role"], SHAREGPT_ROLES)
+            raise DataError(f"a turn is from '{turn['role']}'; known are {', '.join(SHAREGPT_ROLES)}.{hint}")
         turn["role"] = SHAREGPT_ROLES[turn["role"]]
     return turns
 
@@ -94,6 +95,8 @@ def _from_quotes(row: dict[str, Any], dataset: DatasetSettings) -> list[dict[str
 def _from_guanaco(row: dict[str, Any], dataset: DatasetSettings) -> list[dict[str, str]]:
     # re.split with one group gives: text before the first turn, role, text, role, text, ...
     _, *parts = GUANACO_TURN.split(_text(row, "text", dataset))
+    if not parts:
+        raise DataError(f"column {dataset.columns.text} has no turn that begins '### Human:'. Type dataset.format=text")
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[r], "content": c.strip()} for r, c in zip(parts[::2], parts[1::2], strict=True)]
     while turns and turns[-1]["role"] == "user":
@@ -121,7 +124,11 @@ def _turns(row: dict[str, Any], column: str, role: str, content: str, dataset: D
         raise DataError(f"column {column} is no list of turns")
     for turn in turns:
         if not isinstance(turn, dict) or not isinstance(turn.get(role), str) or not isinstance(turn.get(content), str):
-            raise DataError(f'a turn of {column} is not {{"{role}": "...", "{content}": "..."}}')
+            is_sharegpt = column == "messages" and isinstance(turn, dict) and {"from", "value"} <= turn.keys()
+            name = dataset.columns.messages
+            hint = f". Type dataset.format=sharegpt dataset.columns.conversations={name}" if is_sharegpt else ""
+            raise DataError(f'a turn of {column} is not {{"{role}": "...", "{content}": "..."}}{hint}')
+        _check_text(turn[content], f"a turn of {turn[role]}")
     return [{"role": turn[role], "content": turn[content]} for turn in turns]
 
 
@@ -129,20 +136,35 @@ def _text(row: dict[str, Any], column: str, dataset: DatasetSettings) -> str:
     value = _require(row, column, dataset)
     if not isinstance(value, str):
         raise DataError(f"column {getattr(dataset.columns, column)} holds {type(value).__name__} where text is needed")
-    if not value.strip():
-        raise DataError(f"column {getattr(dataset.columns, column)} is empty")
+    _check_text(value, f"column {getattr(dataset.columns, column)}")
     return value
+
+
+def _check_text(text: str, where: str) -> None:
+    if not text.strip():
+        raise DataError(f"{where} is empty; fill it, or leave the row out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell what no tokenizer reads
+        raise DataError(f"{where} holds half of a surrogate pair, such as \\ud800; leave it out") from None
 
 
 def _require(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Any:
     name = getattr(dataset.columns, column)
     if name not in row:
-        candidates = [str(key) for key in row]
+        names = [str(key) for key in row]
+        candidates = [other for other in names if other not in _taken(column, dataset)]
         known = next((c for c in LIKELY.get(column, ()) if c in candidates), None)
         hint = f" Did you mean dataset.columns.{column}={known}?" if known else None
         hint = hint or did_you_mean(name, candidates, f"dataset.columns.{column}={{}}")
-        raise DataError(f"there is no column {name}; the columns are {', '.join(candidates)}.{hint}")
+        raise DataError(f"there is no column {name}; the columns are {', '.join(names)}.{hint}")
     return row[name]
+
+
+def _taken(column: str, dataset: DatasetSettings) -> set[str]:
+    """What the other columns of the same format are called."""
+    others = {other for columns in COLUMNS.values() if column in columns for other in columns} - {column}
+    return {getattr(dataset.columns, other) for other in others}
 
 
 def _suggest(row: dict[str, Any]) -> str:
@@ -158,7 +180,11 @@ def _suggest(row: dict[str, Any]) -> str:
 
 
 def _check_turns(messages: list[dict[str, str]]) -> None:
-    turns = [m["role"] for m in messages if m["role"] != "system"]
+    roles = [m["role"] for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
     expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
     if turns != expected or not turns or turns[-1] != "assistant":
-        raise DataError(f"the turns must go user, assistant, ..., and end with an answer; here: {', '.join(turns)}")
+        raise DataError(
+            "the turns must go user, assistant, ..., and end with an answer, after one system turn at most; "
+            f"here: {', '.join(roles) or 'none'}. Roles are user, assistant and system"
+        )

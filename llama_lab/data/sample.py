@@ -24,6 +24,7 @@ COMMAND = "python -m llama_lab"
 LEFT_OUT = (
     ("model", "tiny"),  # random weights, for the project's own tests: nobody fine-tunes it
     ("dataset", "jsonl"),  # needs dataset.path as well
+    ("dataset", "codellama_generations"),  # needs dataset.columns as well
 )
 
 
@@ -34,11 +35,9 @@ class Setting:
     values: Mapping[str, tuple[str, ...]]
     """What stands right of the `=`, and the words for it. A word that starts with `with` takes no form."""
     share: int = 0
-    """How often it is asked for, beside the other settings; the model has its own rule, WITH_MODEL."""
+    """How often it is asked for, beside the other settings; every row names a model."""
     forms: tuple[str, ...] = ()
-    """How a training row puts the word into a sentence; the first without its preposition serves in lists."""
-    held_out_forms: tuple[str, ...] = ()
-    """The same for a held-out row: at least one is in no training row."""
+    """How a row puts the word into a sentence; the first without its preposition serves in lists."""
 
     @property
     def short(self) -> str:
@@ -68,37 +67,19 @@ DATASETS = {
     "guanaco_1k": ("guanaco 1k", "the 1k guanaco"),
     "english_quotes": ("English quotes", "the quotes data"),
     "codellama_2_20k": ("CodeLlama 20k", "the 20k code set"),
-    "codellama_generations": ("CodeLlama generations", "the code generations"),
 }
 QUANTS = {
-    "nf4": ("nf4", "NF4", "4-bit NormalFloat"),
-    "fp4": ("fp4", "FP4", "4-bit float"),
-    "int8": ("int8", "INT8", "8-bit"),
-    "none": ("without quantization", "with no quantization", "with unquantized weights"),
+    "nf4": ("NF4", "4-bit NormalFloat"),
+    "fp4": ("FP4", "4-bit float"),
+    "int8": ("INT8", "8-bit"),
+    "none": ("without quantization", "with no quantization"),
 }
-LORAS = {
-    "all_linear": ("all-linear LoRA", "LoRA on all linear layers"),
-    "attention": ("attention-only LoRA", "LoRA on attention"),
-    "rslora": ("rsLoRA", "rank-stabilized LoRA"),
-    "dora": ("DoRA", "weight-decomposed LoRA"),
-    "pissa": ("PiSSA", "a PiSSA start"),
-    "loftq": ("LoftQ", "a LoftQ start"),
-}
-
-# Values, share, forms, held-out forms. The order is that of the answer's words.
+# Values, share, forms, held-out forms.
 SETTINGS = {
     "model": Setting(MODELS),
-    "dataset": Setting(DATASETS, 8, ("on {}", "using {}"), ("on {}", "over {}")),
-    "quant": Setting(QUANTS, 8, ("in {}", "with {} weights", "quantized to {}"), ("in {}", "with the base in {}")),
-    "lora": Setting(LORAS, 4, ("with {}", "using {}"), ("with {}", "via {}")),
-    "lora.r": Setting(_numbers("4 8 16 32 64 128"), 8, ("with rank {}", "with r={}"), ("with rank {}", "at rank {}")),
-    "lora.alpha": Setting(_numbers("8 16 32 64"), 4, ("with alpha {}", "at alpha {}"), ("with an alpha of {}",)),
-    "lora.dropout": Setting(_numbers("0 0.05 0.1"), 2, ("with dropout {}", "at dropout {}"), ("with a dropout of {}",)),
-    "trainer.learning_rate": Setting(
-        _numbers("1e-4 2e-4 5e-4"), 2, ("with lr {}", "with learning rate {}"), ("at lr {}", "at a learning rate of {}")
-    ),
-    "trainer.num_train_epochs": Setting(_numbers("1 2 3"), 2, ("for {} epochs", "with {} epochs"), ("over {} epochs",)),
-    "seed": Setting(_numbers("1 7 13 42 99 123"), 2, ("with seed {}", "from seed {}"), ("with the seed {}",)),
+    "dataset": Setting(DATASETS, 8, ("on {}", "using {}")),
+    "quant": Setting(QUANTS, 8, ("in {}", "with {} weights", "quantized to {}")),
+    "lora.r": Setting(_numbers("4 8 16 32 64 128"), 8, ("with rank {}", "at rank {}", "with r={}")),
 }
 
 # {model} a model's word, {settings} forms joined to a sentence, {list} the short words joined by commas.
@@ -116,10 +97,6 @@ FRAMES = {
         "{settings}, train {model}.",
         "{model}: {list}",
         "{model}, {list}",
-        "train {settings}.",
-        "please fine-tune {settings}.",
-        "a run {settings}",
-        "use {list}.",
     ),
     "valid": (
         "could you adapt {model} {settings}?",
@@ -130,25 +107,14 @@ FRAMES = {
         "now tune {model} {settings}",
         "{settings}, adapt {model}, please.",
         "new job: {model}, {list}",
-        "could you train {settings}?",
-        "start a training {settings}.",
-        "settings: {list}",
     ),
 }
 # What stands between the forms of a sentence, and before the last of them.
-JOINS = {
-    "train": ((" ", " "), (" ", " and "), (", ", ", ")),
-    "valid": ((" ", " "), (", ", " and "), (" ", " plus ")),
-}
+JOINS = ((" ", " "), (" ", " and "), (", ", ", "))
 
-# How many settings a row has beside the model, and which share of the rows names a model. Mostly few settings: the
-# rows are short, since two cores learn 240 of them in two minutes.
-NUM_SETTINGS = (0, 0, *[1] * 10, *[2] * 6, 3, 4)
-WITH_MODEL = (*[True] * 7, False)
+# How many settings a row has beside the model. Mostly few: the rows are short, since two cores learn them in a minute.
+NUM_SETTINGS = (0, *[1] * 8, *[2] * 7, *[3] * 3)
 IN_LOWER_CASE = (*[False] * 3, True)
-
-PLAIN_BASE = ("pissa", "loftq")
-"""They need quant=none (conf/lora). The default is nf4, so the request says it, as one setting more."""
 
 
 def check_words(conf_dir: Path) -> None:
@@ -157,7 +123,7 @@ def check_words(conf_dir: Path) -> None:
     Raises:
         ConfigError: a choice has no words, or there are words for a choice that is gone.
     """
-    for group in ("model", "dataset", "quant", "lora"):
+    for group in ("model", "dataset", "quant"):
         choices = {path.stem for path in (conf_dir / group).glob("*.yaml")}
         words = set(SETTINGS[group].values) | {choice for of, choice in LEFT_OUT if of == group}
         if new := sorted(choices - words):
@@ -196,43 +162,33 @@ class Writer:
     """Writes the rows of one split, `train` or `valid`."""
 
     def __init__(self, split: str, rng: Random) -> None:
-        held_out = split == "valid"
         self._rng = rng
         self._num_settings = Deck(rng, NUM_SETTINGS)
-        self._with_model = Deck(rng, WITH_MODEL)
         self._keys = Deck(rng, [key for key, setting in SETTINGS.items() for _ in range(setting.share)])
         self._values = {key: Deck(rng, setting.values) for key, setting in SETTINGS.items()}
         self._words = {(k, v): Deck(rng, words) for k, s in SETTINGS.items() for v, words in s.values.items()}
-        self._forms = {k: Deck(rng, s.held_out_forms if held_out else s.forms) for k, s in SETTINGS.items()}
-        self._frames, self._joins = Deck(rng, FRAMES[split]), Deck(rng, JOINS[split])
+        self._forms = {k: Deck(rng, s.forms) for k, s in SETTINGS.items()}
+        self._frames, self._joins = Deck(rng, FRAMES[split]), Deck(rng, JOINS)
         self._lower_case = Deck(rng, IN_LOWER_CASE)
 
     def row(self) -> dict[str, str]:
         """One request as `prompt`, its command as `completion`."""
         chosen = self._choose()
-        command = [COMMAND, *(f"{key}={chosen[key]}" for key in SETTINGS if key in chosen)]
+        command = [COMMAND, *(f"{key}={value}" for key, value in chosen.items())]
         return {"prompt": self._request(chosen), "completion": " ".join(command)}
 
     def _choose(self) -> dict[str, str]:
-        """What is asked for: some settings, with values that work together."""
+        """What is asked for: a model, then some settings in the order in which the request says them."""
         keys: list[str] = []
         for _ in range(self._num_settings.deal()):
             keys.append(self._keys.deal(lambda key: key not in keys))
-        chosen = {key: self._values[key].deal() for key in keys if key != "quant"}
-        lora = chosen.get("lora")
-        if lora in PLAIN_BASE:
-            chosen["quant"] = self._values["quant"].deal(lambda quant: quant == "none")
-        elif "quant" in keys:  # DoRA does not go with int8: conf/lora/dora.yaml
-            chosen["quant"] = self._values["quant"].deal(lambda quant: (lora, quant) != ("dora", "int8"))
-        if not keys or self._with_model.deal():
-            chosen["model"] = self._values["model"].deal()
-        return chosen
+        return {key: self._values[key].deal() for key in ("model", *keys)}
 
     def _request(self, chosen: dict[str, str]) -> str:
         words = {key: self._words[key, value].deal() for key, value in chosen.items()}
-        model = words.pop("model", None)
-        keys = self._rng.sample(list(words), len(words))
-        frame = self._frames.deal(lambda frame: _takes(frame, model is not None, len(keys)))
+        model = words.pop("model")
+        keys = list(words)
+        frame = self._frames.deal(lambda frame: _takes(frame, len(keys)))
         if "{list}" in frame:
             said = ", ".join(_put(SETTINGS[key].short, words[key]) for key in keys)
         else:
@@ -242,15 +198,13 @@ class Writer:
         return text.lower() if self._lower_case.deal() else text[0].upper() + text[1:]
 
 
-def _takes(frame: str, with_model: bool, num_settings: int) -> bool:
-    """Whether a frame has the places for these; one that opens or lists needs something to say there."""
-    if ("{model}" in frame) is not with_model:
-        return False
+def _takes(frame: str, num_settings: int) -> bool:
+    """Whether a frame has a use for so many settings; one that opens with them or lists them needs at least one."""
     return num_settings > 0 or not ("{list}" in frame or frame.startswith("{settings}"))
 
 
 def _put(form: str, word: str) -> str:
-    return word if word.startswith("with") else form.format(word).replace("1 epochs", "1 epoch")
+    return word if word.startswith("with") else form.format(word)
 
 
 def _join(parts: list[str], between: str, before_last: str) -> str:

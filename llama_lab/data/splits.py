@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+Rows = list[tuple[int, dict[str, Any]]]
+"""Rows with their numbers in the file or split that they come from, counted from 1."""
+
 SAMPLE_FILES = {split: Path(__file__).parent / f"sample_{split}.jsonl" for split in ("train", "valid")}
 
 
@@ -58,7 +61,7 @@ def build_splits(dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase, *
     train_rows, valid_rows = _read(dataset, seed)
     if not train_rows or not valid_rows:
         raise DataError(f"The data set leaves {len(train_rows)} rows to train on and {len(valid_rows)} held out.")
-    form = detect_format(train_rows[0], dataset)
+    form = detect_format(train_rows[0][1], dataset)
     loss_on = resolve_loss_on(dataset.loss_on, form)
     train = _encode_rows(train_rows, form, loss_on, dataset, tokenizer, "training")
     valid = _encode_rows(valid_rows, form, loss_on, dataset, tokenizer, "held-out")
@@ -81,33 +84,33 @@ def resolve_loss_on(loss_on: LossOn, form: DataFormat) -> LossOn:
     return loss_on
 
 
-def _read(dataset: DatasetSettings, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read(dataset: DatasetSettings, seed: int) -> tuple[Rows, Rows]:
     """Training and held-out rows, in file order and cut to the wanted numbers."""
     if dataset.name == "sample":
-        train, valid = (list(read_rows(SAMPLE_FILES[split])) for split in ("train", "valid"))
+        train, valid = (list(enumerate(read_rows(SAMPLE_FILES[split]), 1)) for split in ("train", "valid"))
     elif dataset.path is not None:
-        train, valid = _hold_out(list(read_rows(Path(dataset.path).expanduser())), dataset, seed)
+        train, valid = _hold_out(list(enumerate(read_rows(Path(dataset.path).expanduser()), 1)), dataset, seed)
     else:
         train, valid = _read_hub(dataset, seed)
     return train[: dataset.max_train_rows], valid[: dataset.max_eval_rows]
 
 
-def _read_hub(dataset: DatasetSettings, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_hub(dataset: DatasetSettings, seed: int) -> tuple[Rows, Rows]:
     from datasets import load_dataset
 
-    def load(split: str) -> list[dict[str, Any]]:
+    def load(split: str) -> Rows:
         try:
             rows = load_dataset(dataset.name, dataset.subset, split=split, revision=dataset.revision)
         except Exception as error:
             raise explain_hub(error, str(dataset.name), "dataset.name") from error
-        return rows.to_list()
+        return list(enumerate(rows.to_list(), 1))
 
     if dataset.eval_split is not None:
         return load(dataset.split), load(dataset.eval_split)
     return _hold_out(load(dataset.split), dataset, seed)
 
 
-def _hold_out(rows: list[dict[str, Any]], dataset: DatasetSettings, seed: int) -> tuple[list[Any], list[Any]]:
+def _hold_out(rows: Rows, dataset: DatasetSettings, seed: int) -> tuple[Rows, Rows]:
     import numpy
 
     num_valid = max(1, round(len(rows) * dataset.eval_fraction))
@@ -116,7 +119,7 @@ def _hold_out(rows: list[dict[str, Any]], dataset: DatasetSettings, seed: int) -
 
 
 def _encode_rows(
-    rows: list[dict[str, Any]],
+    rows: Rows,
     form: DataFormat,
     loss_on: LossOn,
     dataset: DatasetSettings,
@@ -126,7 +129,7 @@ def _encode_rows(
     from datasets import Dataset
 
     examples, encoded, num_cut, num_dropped = [], [], 0, 0
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
             example = to_example(row, form, dataset)
             tokens = encode(example, tokenizer, loss_on)
@@ -160,6 +163,7 @@ def _notes(split: Split, kind: str, dataset: DatasetSettings) -> list[str]:
 def _fingerprint(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
+        digest.update(f"{len(split.tokens)} rows".encode())  # where one split ends and the next begins
         for row in split.tokens:
             digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
     return digest.hexdigest()[:16]

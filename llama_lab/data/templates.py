@@ -31,19 +31,21 @@ def encode(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, loss_on:
         tokenizer: with the chat template of the run.
         loss_on: `completion` learns the last answer and its EOS, `assistant` every answer, `all` every token but BOS.
     Raises:
-        DataError: the template refuses the conversation, or marks no token of an answer.
+        DataError: the template refuses the conversation, renders a prompt differently when it is alone, or ends an
+            answer without the EOS.
     """
     if "text" in example:
-        return _encode_text(example["text"], tokenizer)
-    ids, answered = _encode_chat(example["messages"], tokenizer)
-    if loss_on is LossOn.all:
-        labels = [IGNORED if i == 0 and token == tokenizer.bos_token_id else token for i, token in enumerate(ids)]
-        return {"input_ids": ids, "labels": labels}
-    if loss_on is not LossOn.assistant:
-        answered = _last_span(answered)
-    if not any(answered):
-        raise DataError("the chat template marks no token of the answer")
-    return {"input_ids": ids, "labels": [t if a else IGNORED for t, a in zip(ids, answered, strict=True)]}
+        ids = _text_ids(example["text"], tokenizer)
+        return {"input_ids": ids, "labels": _labels(ids, [True] * len(ids), tokenizer)}
+    messages = example["messages"]
+    ids = _apply(messages, tokenizer)["input_ids"]
+    learned = [loss_on is LossOn.all] * len(ids)
+    for i, message in enumerate(messages):
+        is_last = i == len(messages) - 1
+        if is_last or (message["role"] == "assistant" and loss_on is LossOn.assistant):
+            start, end = _answer_span(ids, messages[: i + 1], tokenizer)
+            learned[start:end] = [True] * (end - start)
+    return {"input_ids": ids, "labels": _labels(ids, learned, tokenizer)}
 
 
 def encode_prompt(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -51,45 +53,47 @@ def encode_prompt(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizer
     return _apply(messages, tokenizer, add_generation_prompt=True)["input_ids"]
 
 
-def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # special tokens written out in the text are parsed; only what the text lacks is added
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    if bos is not None and text.lstrip().startswith(bos):
+        text = text.lstrip()
+    if text.rstrip().endswith(eos):
+        text = text.rstrip()
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if tokenizer.bos_token_id is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    if ids[-1] != eos:
-        ids = [*ids, eos]
-    return {"input_ids": ids, "labels": [IGNORED if i == 0 and t == bos else t for i, t in enumerate(ids)]}
+    if bos is not None and ids[:1] != [tokenizer.bos_token_id]:
+        ids = [tokenizer.bos_token_id, *ids]
+    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
 
 
-def _encode_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    if "{% generation %}" in str(tokenizer.chat_template):
-        encoded = _apply(messages, tokenizer, return_assistant_tokens_mask=True)
-        return encoded["input_ids"], [bool(m) for m in encoded["assistant_masks"]]
-    return _encode_by_prefix(messages, tokenizer)
+def _labels(ids: list[int], learned: list[bool], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that are learned; never a pad token, nor a BOS unless it is the EOS as well and does not come first."""
+    never = {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    labels = [t if wanted and t not in never else IGNORED for t, wanted in zip(ids, learned, strict=True)]
+    if ids[:1] == [tokenizer.bos_token_id]:
+        labels[0] = IGNORED
+    return labels
 
 
-def _encode_by_prefix(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
-    """For a template without markers: an answer is what follows its prompt, up to and with its EOS."""
-    ids = _apply(messages, tokenizer)["input_ids"]
-    answered = [False] * len(ids)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = encode_prompt(messages[:i], tokenizer)
-        upto = _apply(messages[: i + 1], tokenizer)["input_ids"]
-        if ids[: len(prompt)] != prompt or ids[: len(upto)] != upto:
-            raise DataError(
-                "the tokenizer's chat template renders a prompt alone and in a conversation differently, so training "
-                f"and inference would differ. Type model.chat_template={'|'.join(TEMPLATE_NAMES)}"
-            )
-        end = max((j for j in range(len(prompt), len(upto)) if ids[j] == tokenizer.eos_token_id), default=-1) + 1
-        if end == 0:
-            raise DataError("the tokenizer's chat template ends an answer without the EOS, so it would never stop")
-        answered[len(prompt) : end] = [True] * (end - len(prompt))
-    return ids, answered
+def _answer_span(ids: list[int], messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Where in `ids` the last answer of `messages` begins, and where its EOS ends.
+
+    An answer is what follows its prompt. The template's {% generation %} markers are not asked: most templates have
+    none, and transformers loses an answer whose first character the tokenizer drops.
+    """
+    prompt, upto = encode_prompt(messages[:-1], tokenizer), _apply(messages, tokenizer)["input_ids"]
+    if ids[: len(prompt)] != prompt or ids[: len(upto)] != upto:
+        raise DataError(
+            "the chat template renders a prompt alone and in a conversation differently, so training and inference "
+            f"would differ. Type model.chat_template={'|'.join(TEMPLATE_NAMES)}"
+        )
+    ends = [i for i in range(len(prompt), len(upto)) if ids[i] == tokenizer.eos_token_id]
+    if not ends:
+        raise DataError(
+            f"the chat template ends an answer without the tokenizer's EOS {tokenizer.eos_token}, so the model would "
+            "never stop. Type model.chat_template=llama2"
+        )
+    return len(prompt), ends[-1] + 1
 
 
 def _apply(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> dict[str, list[int]]:
@@ -101,14 +105,3 @@ def _apply(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses this conversation: {error}") from None
-
-
-def _last_span(answered: list[bool]) -> list[bool]:
-    """Keep the last unbroken run of True."""
-    end = len(answered) - 1
-    while end >= 0 and not answered[end]:
-        end -= 1
-    start = end
-    while start >= 0 and answered[start]:
-        start -= 1
-    return [start < i <= end for i in range(len(answered))]

@@ -1,0 +1,91 @@
+"""Writes the numbers and samples of README.md from the files of the runs they come from; with --check only compares.
+
+python docs/render.py
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "experiments" / "default_run"
+STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
+
+
+def default_run_table() -> str:
+    """The result of experiments/default_run as a Markdown table."""
+    result = json.loads((RUN / "result.json").read_text())
+    lock = json.loads((RUN / "run.json").read_text())
+    rows = [
+        ("held-out loss, nats a token", f"{result['eval_loss_before']:.3f}", f"{result['eval_loss']:.3f}"),
+        ("exact match on held-out requests", "-", f"{result['exact_match']:.0%}"),
+        ("answers that compose", "-", f"{result['composes']:.0%}"),
+        ("optimizer steps", "", str(result["num_steps"])),
+        ("training time", "", f"{result['train_runtime_s']:.0f} s"),
+        ("speed", "", f"{result['tokens_per_s']:.0f} tokens/s"),
+        ("peak memory of the process", "", f"{result['peak_memory_gib']:.2f} GiB"),
+        ("trained parameters", "", f"{result['num_trainable_params']:,}"),
+    ]
+    hardware = lock["hardware"]
+    lines = ["| | before | after |", "|---|---:|---:|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    source = f"{hardware['cpu']}, {hardware['torch_threads']} threads, torch {lock['versions']['torch']}"
+    return "\n".join(
+        [*lines, "", f"Measured on {source}, computing in {lock['model']['compute_dtype']}: experiments/default_run."]
+    )
+
+
+def default_run_samples() -> str:
+    """The first held-out requests with the answers before and after, as a Markdown table."""
+    text = (RUN / "samples.md").read_text()
+    parts = re.findall(r"^## (.*?)\n.*?Before:\n\n```+\n(.*?)\n```+\n.*?After:\n\n```+\n(.*?)\n```+", text, re.S | re.M)
+    lines = ["| request | before | after |", "|---|---|---|"]
+    lines += ["| " + " | ".join(_cell(part) for part in sample) + " |" for sample in parts]
+    return "\n".join(lines)
+
+
+def startup_table() -> str:
+    """Start-up times beside a bare Hydra app."""
+    cases = json.loads(STARTUP.read_text())
+    lines = ["| case | system | median ms | ratio to a bare Hydra app |", "|---|---|---:|---:|"]
+    lines += [f"| {c['case']} | {c['system']} | {c['median_ms']:.0f} | {c['ratio_to_bare']:.2f} |" for c in cases]
+    return "\n".join(lines)
+
+
+BLOCKS = {"default_run": default_run_table, "samples": default_run_samples, "startup": startup_table}
+
+
+def rendered(text: str) -> str:
+    """`text` with every block between `<!-- NAME -->` and `<!-- end -->` made anew."""
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+        if pattern.search(text):
+            content = make()
+            text = pattern.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
+    return text
+
+
+def main(check: bool) -> int:
+    """Write the files, or say which are out of date; the exit code."""
+    stale = []
+    for path in (ROOT / "README.md",):
+        text = path.read_text(encoding="utf-8")
+        new = rendered(text)
+        if new != text:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if check and stale:
+        print(f"Out of date: {', '.join(stale)}. Type: python docs/render.py")
+        return 1
+    return 0
+
+
+def _cell(text: str) -> str:
+    short = " ".join(text.split())
+    short = short if len(short) <= 160 else short[:159] + "…"
+    return short.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""The real names load by repository id, as on a user's machine: here from a hub cache that the test makes on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import read_json
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_into_cache(hub: Path, kind: str, repository: str, files: dict[str, bytes]) -> None:
+    """Lay out one repository at one commit as huggingface_hub does after a download."""
+    folder = hub / f"{kind}s--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    for name, content in files.items():
+        path = folder / "snapshots" / COMMIT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(lab, tmp_path_factory) -> dict[str, bytes]:
+    """The files of a tiny Llama, tokenizer included."""
+    import os
+
+    os.environ["LLAMA_LAB_CACHE"] = lab.environment["LLAMA_LAB_CACHE"]
+    from llama_lab.compose import compose_words
+    from llama_lab.embedded import materialise
+
+    folder = materialise(compose_words(["model=tiny"]).model)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def offline_hub(tmp_path, tiny_llama) -> dict[str, str]:
+    """An environment whose hub cache holds a Llama-2 and the blog's data set, and that is told to stay offline."""
+    hub = tmp_path / "hf" / "hub"
+    for repository in ("meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-chat-hf"):
+        put_into_cache(hub, "model", repository, tiny_llama)
+    return {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+
+
+def guanaco_rows(count: int) -> list[dict[str, str]]:
+    return [{"text": f"<s>[INST] Say {i} [/INST] Here it is: {i} </s>"} for i in range(count)]
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def test_llama2_7b_by_its_repository_id(lab, offline_hub, tmp_path):
+    words = ["model=llama2_7b", "lora.r=64", "dataset.max_train_rows=16", "tracking=none", "dataset.max_eval_rows=2"]
+    folder = lab.run(tmp_path / "run", *words, **offline_hub)
+    lock = read_json(folder / "run.json")
+    assert lock["model"]["name"] == "meta-llama/Llama-2-7b-hf"
+    assert lock["model"]["commit"] == COMMIT
+    adapter = read_json(folder / "adapter" / "adapter_config.json")
+    assert adapter["base_model_name_or_path"] == "meta-llama/Llama-2-7b-hf"
+    assert adapter["r"] == 64
+
+
+def test_the_blogs_run_by_its_repository_ids(lab, offline_hub, tmp_path):
+    hub = tmp_path / "hf" / "hub"
+    files = {"data/train-00000-of-00001.parquet": parquet(guanaco_rows(40))}
+    files["README.md"] = b"---\ndataset_info: {}\n---\n"
+    put_into_cache(hub, "dataset", "mlabonne/guanaco-llama2-1k", files)
+    folder = lab.run(tmp_path / "run", "experiment=seed_guanaco", "tracking=none", **offline_hub)
+    lock, result = read_json(folder / "run.json"), read_json(folder / "result.json")
+    assert lock["dataset"]["format"] == "text"
+    assert lock["dataset"]["num_train_rows"] == 39  # eval_fraction 0.01 of 40, at least one
+    assert result["num_steps"] == 10
+    assert "How do I use the OpenAI API?" in (folder / "samples.md").read_text()
+
+
+def test_model_that_is_not_in_the_cache_is_one_message(lab, offline_hub, tmp_path):
+    done = lab("model=llama2_13b", "tracking=none", "hydra.run.dir=run", cwd=tmp_path, **offline_hub)
+    assert done.returncode == 2
+    assert "meta-llama/Llama-2-13b-hf" in done.stderr
+    assert "HF_HUB_OFFLINE" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_json(tmp_path / "run" / "result.json")["status"] == "failed"
+
+
+def test_data_set_that_is_not_in_the_cache_is_one_message(lab, offline_hub, tmp_path):
+    done = lab("model=tiny", "dataset=guanaco", "tracking=none", "hydra.run.dir=run", cwd=tmp_path, **offline_hub)
+    assert done.returncode == 2
+    assert "timdettmers/openassistant-guanaco" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_revision_that_is_not_there_is_one_message(lab, offline_hub, tmp_path):
+    words = ["model=llama2_7b", "model.revision=v9", "tracking=none", "hydra.run.dir=run"]
+    done = lab(*words, cwd=tmp_path, **offline_hub)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("llama_lab: ")]) == 1
+
+
+def test_hub_errors_say_what_to_do():
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from llama_lab.hub import explain_hub
+
+    response = httpx.Response(403, request=httpx.Request("GET", "https://example.org"))
+    for error, words in (
+        (GatedRepoError("gated", response=response), ["gated", "HF_TOKEN", "licence"]),
+        (RepositoryNotFoundError("absent", response=response), ["was not found", "spelling"]),
+        (RevisionNotFoundError("absent", response=response), ["revision", "model.revision=main"]),
+    ):
+        wrapped = OSError("transformers wraps it")
+        wrapped.__cause__ = error
+        message = str(explain_hub(wrapped, "meta-llama/Llama-2-7b-hf", "model.name"))
+        assert "meta-llama/Llama-2-7b-hf" in message
+        assert [word for word in words if word not in message] == []
+
+
+def test_default_run_never_looks_up_a_host(lab, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(*a, **k): open('looked_up', 'a').write(repr(a)); raise OSError('no network in this test')\n"
+        "socket.getaddrinfo = refuse\n"
+        "connect = socket.socket.connect\n"
+        "def local_only(self, address):\n"
+        "    if self.family != socket.AF_UNIX and address[0] not in ('127.0.0.1', '::1', 'localhost'): refuse(address)\n"
+        "    return connect(self, address)\n"
+        "socket.socket.connect = local_only\n"
+    )
+    path = f"{tmp_path}:{lab.environment['PYTHONPATH']}"
+    words = ["model=tiny", "dataset.max_train_rows=16", "dataset.max_eval_rows=2", "hydra.run.dir=run"]
+    done = lab(*words, cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    looked_up = (tmp_path / "looked_up").read_text() if (tmp_path / "looked_up").exists() else ""
+    assert [line for line in looked_up.splitlines() if "127.0.0.1" not in line and "localhost" not in line] == []

@@ -1,0 +1,73 @@
+"""A run learns, on right gradients, whatever was measured before it."""
+
+import pytest
+import torch
+
+from llama_lab.compose import compose_words
+from llama_lab.lora import add_adapter
+from llama_lab.loss import summed_loss
+from llama_lab.model import load_base
+
+from .conftest import read_json
+
+
+@pytest.fixture(autouse=True)
+def cache(environment, monkeypatch):
+    monkeypatch.setenv("LLAMA_LAB_CACHE", environment["LLAMA_LAB_CACHE"])
+
+
+def batch():
+    ids = torch.arange(3, 67).view(2, 32)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    losses, count = summed_loss(model, **batch())
+    (losses / count).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quant", ["nf4", "fp4", "int8", "none"])
+def test_measuring_before_training_does_not_change_the_gradients(quant, dtype):
+    config = compose_words(["model=tiny", f"quant={quant}", f"quant.compute_dtype={dtype}", "lora.dropout=0"])
+    model = add_adapter(load_base(config.model, config.quant), config.lora, seed=0)
+    before = gradients(model)
+    model.eval()
+    with torch.no_grad():
+        summed_loss(model, **batch())
+        model.generate(input_ids=batch()["input_ids"], max_new_tokens=2, use_cache=True)
+    after = gradients(model)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_gradients_on_a_quantised_base_are_those_of_the_same_weights_in_fp32():
+    config = compose_words(["model=tiny", "quant=nf4", "quant.compute_dtype=float32", "lora.dropout=0"])
+    quantised = add_adapter(load_base(config.model, config.quant), config.lora, seed=0)
+    plain = add_adapter(load_base(config.model, config.quant).dequantize(), config.lora, seed=0)
+    for name, wanted in gradients(plain).items():
+        torch.testing.assert_close(gradients(quantised)[name].float(), wanted.float(), rtol=1e-3, atol=1e-5)
+
+
+def test_loss_counts_only_learned_tokens():
+    config = compose_words(["model=tiny", "quant=none", "quant.compute_dtype=float32"])
+    model = load_base(config.model, config.quant).eval()
+    data = batch()
+    data["labels"] = data["labels"].clone()
+    data["labels"][:, :20] = -100
+    data["labels"][1, 25:] = -100
+    losses, count = summed_loss(model, **data)
+    whole = model(**data).loss  # transformers' own mean over the same tokens
+    assert int(count) == 12 + 5
+    torch.testing.assert_close(losses / count, whole)
+
+
+def test_run_on_the_tiny_model_learns(lab, tmp_path):
+    words = ["model=tiny", "tracking=none", "dataset.max_train_rows=null", "lora.r=32", "trainer.learning_rate=1e-2"]
+    folder = lab.run(tmp_path / "run", *words, "trainer.num_train_epochs=2", "dataset.metrics=[]")
+    result = read_json(folder / "result.json")
+    assert result["eval_loss_before"] > 5  # ln 320 = 5.77: a model that knows nothing
+    assert result["eval_loss"] < 3

@@ -1,0 +1,47 @@
+"""Every command that the README shows is one that works."""
+
+import re
+import shlex
+
+import pytest
+
+from llama_lab.cli import VERBS
+
+from .conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line.split("  #")[0])[3:]
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python -m llama_lab")
+]
+
+
+def test_the_two_commands_stand_at_the_top():
+    assert re.search(r"```bash\nmake demo\b.*\nmake test\b", README[:1500])
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_command_of_the_readme(lab, tiny_run, tmp_path, words):
+    if words and words[0] in VERBS:
+        words = [str(tiny_run) if word.startswith("outputs/") else word for word in words]
+        done = lab(*words, cwd=tmp_path, stdin="hello\n/exit\n")
+    elif any(word.startswith("resume=") for word in words):
+        done = lab(f"resume={tiny_run}", cwd=tmp_path)
+    else:
+        for name in ("my_rows.jsonl", "my.jsonl"):
+            (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+        (tmp_path / "my_conf").mkdir()
+        done = lab(*words, "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_number_of_the_default_run_comes_from_its_files():
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "docs" / "render.py", "--check"], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

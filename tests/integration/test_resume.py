@@ -1,0 +1,95 @@
+"""A killed run goes on as if nothing had happened: the adapter is equal to the bit."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from .conftest import TINY, read_json, steps_logged
+
+WORDS = [*TINY, "tracking=none", "trainer.logging_steps=1", "dataset.max_train_rows=160", "lora.dropout=0.1"]
+NUM_STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab, tmp_path_factory) -> Path:
+    return lab.run(tmp_path_factory.mktemp("undisturbed") / "run", *WORDS)
+
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    assert [name for name in a if not a[name].equal(b[name])] == []
+
+
+def complete(checkpoint: Path) -> bool:
+    files = {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    return files <= {path.name for path in checkpoint.iterdir()}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_bitwise_equal(lab, undisturbed, tmp_path):
+    rng = random.Random(os.environ.get("LLAMA_LAB_TEST_SEED", "kill"))
+    folder, kills = tmp_path / "run", sorted(rng.sample(range(1, NUM_STEPS), 3))
+    words = WORDS
+    for step in kills:
+        lab.killed(folder, *words, when=lambda step=step: max(steps_logged(folder), default=0) >= step)
+        assert all(complete(path) for path in (folder / "checkpoints").glob("checkpoint-*"))
+        words = [*WORDS, "trainer.resume=auto"]
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
+    assert steps_logged(folder) == steps_logged(undisturbed)
+    result, wanted = read_json(folder / "result.json"), read_json(undisturbed / "result.json")
+    for key in ("eval_loss", "eval_loss_before", "num_steps", "perplexity"):
+        assert result[key] == wanted[key]
+
+
+def test_killed_while_a_checkpoint_is_written_leaves_no_half_one(lab, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    partial = folder / "checkpoints" / ".partial"
+    lab.killed(folder, *WORDS, "trainer.save_steps=1", when=lambda: any(partial.glob("checkpoint-*/*")))
+    assert all(complete(path) for path in (folder / "checkpoints").glob("checkpoint-*"))
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
+
+
+def test_killed_before_the_first_checkpoint_starts_over(lab, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    lab.killed(folder, *WORDS, when=lambda: (folder / "run.json").exists())
+    done = lab(*WORDS, f"hydra.run.dir={folder}", "trainer.resume=auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
+
+
+def test_finished_run_is_not_trained_again(lab, undisturbed):
+    before = (undisturbed / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    done = lab(f"resume={undisturbed}", cwd=undisturbed.parent)
+    assert done.returncode == 0, done.stderr
+    assert "has ended already" in done.stdout
+    assert (undisturbed / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_resumed_run_keeps_its_settings(lab, undisturbed):
+    done = lab(f"resume={undisturbed}", "lora.r=8", cwd=undisturbed.parent)
+    assert done.returncode == 2
+    assert "lora.r: 16 then, 8 now" in done.stderr
+
+
+def test_run_that_is_told_to_end_is_recorded_and_goes_on(lab, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = lab.start(f"hydra.run.dir={folder}", *WORDS, cwd=tmp_path)
+    while process.poll() is None and max(steps_logged(folder), default=0) < 3:
+        pass
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert read_json(folder / "result.json")["status"] == "failed"
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
+    assert read_json(folder / "result.json")["status"] == "ok"

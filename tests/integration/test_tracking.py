@@ -1,0 +1,49 @@
+"""W&B never asks, never hangs, and never stops a run."""
+
+import time
+
+from .conftest import TINY, read_json
+from .wandb_reader import read_offline_run
+
+SHORT = [*TINY, "trainer.max_steps=1", "generation.num_prompts=0", "dataset.metrics=[]"]
+
+
+def test_online_without_a_key_is_refused_before_anything_is_loaded(lab, tmp_path):
+    done = lab(*SHORT, "tracking.mode=online", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "WANDB_API_KEY" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_key_without_a_network_goes_offline_and_says_how_to_upload(lab, tmp_path):
+    key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}  # nobody listens on the discard port
+    began = time.monotonic()
+    done = lab(*SHORT, "tracking.mode=online", "hydra.run.dir=run", cwd=tmp_path, **key)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 150
+    assert "wandb sync" in done.stdout
+    assert read_json(tmp_path / "run" / "result.json")["status"] == "ok"
+
+
+def test_names_groups_tags_and_notes_are_settings(lab, tmp_path):
+    words = ["tracking.name=mine", "tracking.group=g", "tracking.tags=[a,b]", "tracking.notes='a note'"]
+    folder = lab.run(tmp_path / "run", *SHORT, *words, "tracking.project=p", "tracking.entity=e")
+    run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
+    assert run.name == "mine"
+    assert run.config["tracking"]["group"] == "g"
+
+
+def test_disabled_and_none_write_nothing_of_wandb(lab, tmp_path):
+    for word in ("tracking.mode=disabled", "tracking=none"):
+        folder = lab.run(tmp_path / word.replace("=", "-"), *SHORT, word)
+        assert not (folder / "wandb").exists()
+        assert (folder / "metrics.jsonl").exists()
+
+
+def test_secrets_reach_no_file_of_the_run(lab, tmp_path):
+    secret = {"HF_TOKEN": "hf_thisisasecretofthetest", "WANDB_API_KEY": "5ec2e7" * 6 + "abcd"}
+    folder = lab.run(tmp_path / "run", *SHORT, "tracking.mode=offline", **secret)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(value.encode() in content for value in secret.values()), path

@@ -1,0 +1,45 @@
+"""`generate` and `chat` on a finished run."""
+
+import pytest
+
+
+def test_generate_answers_with_the_trained_run(lab, tiny_run):
+    done = lab("generate", tiny_run, "Train Llama 2 7B in fp4.", "--max-new-tokens", "5", cwd=tiny_run.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    again = lab("generate", tiny_run, "Train Llama 2 7B in fp4.", "--max-new-tokens", "5", cwd=tiny_run.parent)
+    assert again.stdout == done.stdout
+
+
+def test_sampled_answers_follow_the_seed(lab, tiny_run):
+    words = ["generate", tiny_run, "Train it.", "--sample", "--temperature", "2", "--max-new-tokens", "12", "--seed"]
+    one, same, other = (lab(*words, seed, cwd=tiny_run.parent).stdout for seed in ("1", "1", "2"))
+    assert one == same != other
+
+
+def test_chat_takes_many_turns_and_commands(lab, tiny_run):
+    lines = "Train it.\n/system Be short.\nAgain.\n/reset\n/nonsense\nOnce more.\n/exit\nnever read\n"
+    done = lab("chat", tiny_run, "--max-new-tokens", "3", cwd=tiny_run.parent, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert "/nonsense is no command" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_help_has_an_example(lab, tmp_path, verb):
+    done = lab(verb, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"python -m llama_lab {verb} outputs/" in done.stdout
+
+
+def test_broken_adapter_is_one_message(lab, tiny_run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    weights = copy / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    done = lab("generate", copy, "hello", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "adapter" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -347,16 +347,16 @@ class TrainerSettings:
     num_train_epochs: float = 1.0
     max_steps: int = -1
     """Optimizer steps; -1 leaves it to num_train_epochs."""
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     lr_scheduler_type: Schedule = Schedule.linear
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = 0.1
     """Share of the steps; today's transformers takes it as warmup_steps below 1."""
     optim: Optimizer = Optimizer.paged_adamw_32bit
     weight_decay: float = 0.0
-    max_grad_norm: float = 0.3
-    """Source: QLoRA, appendix B."""
+    max_grad_norm: float = 1.0
+    """Gradients of all trained parameters together are scaled down to this norm."""
     group_by_length: bool = False
     """Batches of rows of like length: less padding, but rows are no longer mixed evenly (experiments/default_run)."""
     gradient_checkpointing: bool = False
@@ -436,7 +436,7 @@ class EvaluateSettings:
     metrics_before: bool = False
     """Score dataset.metrics before training as well: as many answers again."""
     batch_size: int = 8
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """Tokens an answer may have when it is scored by dataset.metrics."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from llama_lab.data.templates import TEMPLATE_NAMES, read_template
 from llama_lab.embedded import materialise
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import explain_hub
-from llama_lab.quant import compute_dtype, keep_trainable, quantization_config
+from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,6 +76,7 @@ def load_base(model: ModelSettings, quant: QuantSettings) -> PreTrainedModel:
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
     keep_trainable(base)
+    dequantise_once(base)
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base

@@ -217,7 +217,7 @@ def _facts(config: RunConfig, splits: Splits, base: Any) -> dict[str, Any]:
     return {
         "model": {
             "name": config.model.name,
-            "path": base_path(config.model),
+            "path": base_path(config.model).replace(str(Path.home()), "~", 1),
             "commit": getattr(base.config, "_commit_hash", None),
             "compute_dtype": str(compute_dtype(config.quant)[0]).removeprefix("torch."),
         },

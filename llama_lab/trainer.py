@@ -63,7 +63,7 @@ def fit(
     start = last_checkpoint(settings.checkpoints)
     shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
     teller = _Teller(settings, listener, evaluate, start_step=step_of(start))
-    trainer = (SFTTrainer if torch.cuda.is_available() else _CpuTrainer)(
+    trainer = (_Trainer if torch.cuda.is_available() else _CpuTrainer)(
         model=model,
         args=_sft_config(settings),
         train_dataset=train,
@@ -149,7 +149,14 @@ def _take_out_printers(trainer: SFTTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-class _CpuTrainer(SFTTrainer):
+class _Trainer(SFTTrainer):
+    """TRL's trainer without a model card in every checkpoint."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a checkpoint is for going on, not for sharing."""
+
+
+class _CpuTrainer(_Trainer):
     """TRL's trainer with the same loss and without its entropy and accuracy, which are a third of a step on a CPU."""
 
     def compute_loss(

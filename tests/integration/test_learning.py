@@ -52,6 +52,21 @@ def test_gradients_on_a_quantised_base_are_those_of_the_same_weights_in_fp32():
         torch.testing.assert_close(gradients(quantised)[name].float(), wanted.float(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dequantised_copies_give_the_products_of_bitsandbytes(dtype):
+    from bitsandbytes.nn import Linear4bit
+
+    config = compose_words(["model=tiny", "quant=nf4", f"quant.compute_dtype={dtype}", "lora.dropout=0"])
+    ours = add_adapter(load_base(config.model, config.quant), config.lora, seed=0)
+    theirs = add_adapter(load_base(config.model, config.quant), config.lora, seed=0)
+    layers = [module for module in theirs.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 14
+    for layer in layers:
+        del layer.__dict__["forward"]  # back to bitsandbytes' own
+    wanted = gradients(theirs)
+    assert [name for name, grad in gradients(ours).items() if not torch.equal(grad, wanted[name])] == []
+
+
 def test_loss_counts_only_learned_tokens():
     config = compose_words(["model=tiny", "quant=none", "quant.compute_dtype=float32"])
     model = load_base(config.model, config.quant).eval()
@@ -70,4 +85,4 @@ def test_run_on_the_tiny_model_learns(lab, tmp_path):
     folder = lab.run(tmp_path / "run", *words, "trainer.num_train_epochs=2", "dataset.metrics=[]")
     result = read_json(folder / "result.json")
     assert result["eval_loss_before"] > 5  # ln 320 = 5.77: a model that knows nothing
-    assert result["eval_loss"] < 3
+    assert result["eval_loss"] < result["eval_loss_before"] - 1

@@ -83,11 +83,12 @@ def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_log
     from llama_lab.talk import load_trained
 
     lock = read_json(tiny_run / "run.json")
-    words = [sys.executable, "-c", LOGITS, lock["model"]["path"], str(tiny_run / "adapter"), str(tmp_path / "logits")]
+    base = str(Path(lock["model"]["path"].replace("~", lab.environment["HOME"], 1)))
+    words = [sys.executable, "-c", LOGITS, base, str(tiny_run / "adapter"), str(tmp_path / "logits")]
     subprocess.run(words, check=True, env=lab.environment)
     config = config_of(lock)
     config.quant = QuantSettings(type="none", compute_dtype="float32")
-    config.model.name, config.model.source = lock["model"]["path"], "hub"
+    config.model.name, config.model.source = base, "hub"
     model, tokenizer = load_trained(config, RunDir(tiny_run))
     chat = [{"role": "user", "content": "Train Llama 2 7B in fp4."}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)

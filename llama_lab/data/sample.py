@@ -51,22 +51,22 @@ def _numbers(text: str) -> Mapping[str, tuple[str, ...]]:
 
 
 MODELS = {
-    "llama2_7b": ("Llama 2 7B", "Llama-2-7b", "the 7B Llama 2"),
-    "llama2_7b_chat": ("Llama 2 7B Chat", "Llama-2-7b-chat", "the 7B Llama 2 Chat"),
-    "llama2_13b": ("Llama 2 13B", "Llama-2-13b", "the 13B Llama 2"),
-    "llama2_13b_chat": ("Llama 2 13B Chat", "Llama-2-13b-chat", "the 13B Llama 2 Chat"),
-    "llama2_70b": ("Llama 2 70B", "Llama-2-70b", "the 70B Llama 2"),
-    "llama2_70b_chat": ("Llama 2 70B Chat", "Llama-2-70b-chat", "the 70B Llama 2 Chat"),
-    "codellama_7b": ("Code Llama 7B", "CodeLlama-7b", "the 7B Code Llama"),
-    "codellama_7b_instruct": ("Code Llama 7B Instruct", "CodeLlama-7b-instruct", "the 7B Code Llama Instruct"),
-    "smollm2_135m": ("SmolLM2 135M", "SmolLM2-135m", "the small SmolLM2"),
+    "llama2_7b": ("Llama 2 7B", "Llama-2-7b"),
+    "llama2_7b_chat": ("Llama 2 7B Chat", "Llama-2-7b-chat"),
+    "llama2_13b": ("Llama 2 13B", "Llama-2-13b"),
+    "llama2_13b_chat": ("Llama 2 13B Chat", "Llama-2-13b-chat"),
+    "llama2_70b": ("Llama 2 70B", "Llama-2-70b"),
+    "llama2_70b_chat": ("Llama 2 70B Chat", "Llama-2-70b-chat"),
+    "codellama_7b": ("Code Llama 7B", "CodeLlama-7b"),
+    "codellama_7b_instruct": ("Code Llama 7B Instruct", "CodeLlama-7b-instruct"),
+    "smollm2_135m": ("SmolLM2 135M", "SmolLM2-135m"),
 }
 DATASETS = {
     "sample": ("the sample data", "the sample set"),
     "guanaco": ("the full guanaco", "all of guanaco"),
     "guanaco_1k": ("guanaco 1k", "the 1k guanaco"),
     "english_quotes": ("English quotes", "the quotes data"),
-    "codellama_2_20k": ("CodeLlama 20k", "the 20k code set"),
+    "codellama_2_20k": ("the 20k code set", "the 20k code rows"),
 }
 QUANTS = {
     "nf4": ("NF4", "4-bit NormalFloat"),
@@ -74,7 +74,7 @@ QUANTS = {
     "int8": ("INT8", "8-bit"),
     "none": ("without quantization", "with no quantization"),
 }
-# Values, share, forms, held-out forms.
+# Values, share, forms.
 SETTINGS = {
     "model": Setting(MODELS),
     "dataset": Setting(DATASETS, 8, ("on {}", "using {}")),

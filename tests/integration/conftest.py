@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = ["model=tiny", "dataset.max_train_rows=32", "dataset.max_eval_rows=4", "trainer.save_steps=2"]
+TINY = [
+    "model=tiny",
+    "dataset.max_train_rows=32",
+    "dataset.max_eval_rows=4",
+    "trainer.per_device_train_batch_size=8",
+    "trainer.save_steps=2",
+]
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,10 @@ def test_result_holds_every_number_of_the_contract(tiny_run):
     assert result["error"] is None
     assert [key for key in NUMBERS if not isinstance(result.get(key), int | float)] == []
     assert result["objective"] == result["eval_loss"]
-    assert result["num_steps"] == 4  # 32 rows in batches of 8
-    assert result["num_trainable_params"] == 8192  # r=4 on 2 layers: 2 * 4 * (4*64+2*96+3*192) inputs and outputs
+    assert result["num_steps"] == 4  # 32 rows in batches of 8 = per_device_train_batch_size of TINY
+    assert (
+        result["num_trainable_params"] == 8192
+    )  # 2 layers, r=4, and each layer's inputs and outputs: 2*128 + 2*96 + 3*192
 
 
 def test_metrics_hold_losses_speed_and_memory_by_step(tiny_run):

@@ -46,10 +46,11 @@ def default_run_samples() -> str:
 
 def startup_table() -> str:
     """Start-up times beside a bare Hydra app."""
-    cases = json.loads(STARTUP.read_text())
+    rows = json.loads(STARTUP.read_text())["rows"]
     lines = ["| case | system | median ms | ratio to a bare Hydra app |", "|---|---|---:|---:|"]
-    lines += [f"| {c['case']} | {c['system']} | {c['median_ms']:.0f} | {c['ratio_to_bare']:.2f} |" for c in cases]
-    return "\n".join(lines)
+    lines += [f"| {r['case']} | {r['system']} | {r['median_ms']:.0f} | {r['ratio_to_bare']:.2f} |" for r in rows]
+    source = f"{rows[0]['cpu']}, Python {rows[0]['python']}, median of {rows[0]['runs']} runs"
+    return "\n".join([*lines, "", f"Measured on {source}: benchmarks/results/startup.json."])
 
 
 BLOCKS = {"default_run": default_run_table, "samples": default_run_samples, "startup": startup_table}

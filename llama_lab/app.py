@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab import __version__
+from llama_lab.choices import Resume, TrackingMode
 from llama_lab.compose import check_grid, parse
-from llama_lab.config import Resume, RunConfig, TrackingMode
+from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
 from llama_lab.explain import explain

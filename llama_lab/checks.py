@@ -6,17 +6,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from llama_lab.config import (
-    LLAMA_LINEAR,
-    DataFormat,
-    DatasetSettings,
-    LoraInit,
-    LossOn,
-    ModelSettings,
-    ModelSource,
-    QuantType,
-    RunConfig,
-)
+from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType
+from llama_lab.config import LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
 from llama_lab.data.files import SUFFIXES, check_file, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.templates import TEMPLATE_NAMES

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_lab.config import ModelSettings, ModelSource
+from llama_lab.choices import ModelSource
+from llama_lab.config import ModelSettings
 from llama_lab.errors import ModelError
 
 if TYPE_CHECKING:

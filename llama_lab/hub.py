@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_lab.config import ModelSource, RunConfig
+from llama_lab.choices import ModelSource
+from llama_lab.config import ModelSettings, RunConfig
 from llama_lab.errors import DataError, LlamaLabError, ModelError
 
 
@@ -12,6 +13,27 @@ def needs_hub(config: RunConfig) -> bool:
     """Whether weights or rows are named by a hub id; nothing else may touch the network."""
     model_on_hub = config.model.source is ModelSource.hub and not Path(config.model.name).expanduser().is_dir()
     return model_on_hub or (config.dataset.path is None and config.dataset.name != "sample")
+
+
+def commit_of(model: ModelSettings) -> str | None:
+    """The commit of a model that was loaded from the hub; None for a folder and for embedded models."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if model.source is not ModelSource.hub or Path(model.name).expanduser().is_dir():
+        return None
+    config = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+    return Path(config).parent.name if isinstance(config, str) else None  # .../snapshots/COMMIT/config.json
+
+
+def dataset_snapshot(name: str, revision: str | None) -> str | None:
+    """The folder of a data set that lies in the hub cache, such as one that `hf download` put there; None without."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
 
 
 def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from llama_lab.config import LoraInit, LoraSettings
+from llama_lab.choices import LoraInit
+from llama_lab.config import LoraSettings
 from llama_lab.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama_lab.config import ModelSettings, ModelSource, QuantSettings, QuantType
+from llama_lab.choices import ModelSource, QuantType
+from llama_lab.config import ModelSettings, QuantSettings
 from llama_lab.data.templates import TEMPLATE_NAMES, read_template
 from llama_lab.embedded import materialise
 from llama_lab.errors import ConfigError, ModelError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama_lab.config import ComputeDtype, QuantSettings, QuantType
+from llama_lab.choices import ComputeDtype, QuantType
+from llama_lab.config import QuantSettings
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -75,7 +76,7 @@ def dequantise_once(base: PreTrainedModel) -> bool:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    layers = [m for m in base.modules() if isinstance(m, Linear4bit) and m.weight.device.type == "cpu"]
+    layers: list[Any] = [m for m in base.modules() if isinstance(m, Linear4bit) and m.weight.device.type == "cpu"]
     num_bytes = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
     if not layers or num_bytes > psutil.virtual_memory().available / 4:
         return False

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llama_lab.config import Resume
+from llama_lab.choices import Resume
 from llama_lab.errors import RunError
 from llama_lab.results import SCHEMA, Result
 

@@ -17,11 +17,13 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from llama_lab import report
-from llama_lab.config import Resume, RunConfig
+from llama_lab.choices import Resume
+from llama_lab.config import RunConfig
 from llama_lab.data.splits import Splits, build_splits
 from llama_lab.evaluate import score
 from llama_lab.events import Listeners
 from llama_lab.generate import answer
+from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
 from llama_lab.model import base_path, describe, load_base, load_tokenizer, set_special_tokens
@@ -79,7 +81,7 @@ def _stages(
         base = load_base(config.model, config.quant)
         set_special_tokens(base, tokenizer)
         model = add_adapter(base, config.lora, seed=config.seed)
-    run_dir.write_lock(lock | _facts(config, splits, base))
+    run_dir.write_lock(lock | _facts(config, splits))
     before = _measure_before(config, run_dir, model, tokenizer, splits, tracking, display)
     fitted = _fit(config, run_dir, model, tokenizer, splits, tracking, display)
     _save_adapter(model, tokenizer, run_dir)
@@ -212,13 +214,13 @@ def _open_lock(run_dir: RunDir, config: RunConfig, overrides: list[str]) -> dict
     return lock
 
 
-def _facts(config: RunConfig, splits: Splits, base: Any) -> dict[str, Any]:
+def _facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
     """What run.json learns once model and rows are loaded."""
     return {
         "model": {
             "name": config.model.name,
             "path": base_path(config.model).replace(str(Path.home()), "~", 1),
-            "commit": getattr(base.config, "_commit_hash", None),
+            "commit": commit_of(config.model),
             "compute_dtype": str(compute_dtype(config.quant)[0]).removeprefix("torch."),
         },
         "dataset": {

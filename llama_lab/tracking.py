@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llama_lab.config import Tracker, TrackingMode, TrackingSettings
+from llama_lab.choices import Tracker, TrackingMode
+from llama_lab.config import TrackingSettings
 from llama_lab.errors import ConfigError
 from llama_lab.events import Listener
 from llama_lab.report import Sample

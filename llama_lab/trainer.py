@@ -202,6 +202,7 @@ class _Teller(TrainerCallback):
             began = time.monotonic()
             self.listener.logged(state.global_step, self.evaluate())
             self.paused_s += time.monotonic() - began
+        control.should_log |= state.global_step == state.max_steps  # a short run has a loss, too
         self.listener.stepped(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

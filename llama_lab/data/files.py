@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llama_lab.config import DataFormat, DatasetSettings
+from llama_lab.choices import DataFormat
+from llama_lab.config import DatasetSettings
 from llama_lab.data.formats import detect_format, to_example
 from llama_lab.errors import DataError, did_you_mean
 

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from llama_lab.config import DataFormat, DatasetSettings
+from llama_lab.choices import DataFormat
+from llama_lab.config import DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 
 COLUMNS = {

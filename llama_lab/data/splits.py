@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.config import DataFormat, DatasetSettings, LossOn
+from llama_lab.choices import DataFormat, LossOn
+from llama_lab.config import DatasetSettings
 from llama_lab.data.files import read_rows
 from llama_lab.data.formats import detect_format, to_example
 from llama_lab.data.templates import IGNORED, encode
 from llama_lab.errors import DataError
-from llama_lab.hub import explain_hub
+from llama_lab.hub import dataset_snapshot, explain_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,12 +98,19 @@ def _read(dataset: DatasetSettings, seed: int) -> tuple[Rows, Rows]:
 
 def _read_hub(dataset: DatasetSettings, seed: int) -> tuple[Rows, Rows]:
     from datasets import load_dataset
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    name = str(dataset.name)
 
     def load(split: str) -> Rows:
         try:
-            rows = load_dataset(dataset.name, dataset.subset, split=split, revision=dataset.revision)
+            # offline, `datasets` only knows what it has prepared itself; a downloaded copy is as good
+            local = dataset_snapshot(name, dataset.revision) if HF_HUB_OFFLINE else None
+            rows = load_dataset(
+                local or name, dataset.subset, split=split, revision=None if local else dataset.revision
+            )
         except Exception as error:
-            raise explain_hub(error, str(dataset.name), "dataset.name") from error
+            raise explain_hub(error, name, "dataset.name") from error
         return list(enumerate(rows.to_list(), 1))
 
     if dataset.eval_split is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_lab.config import LossOn
+from llama_lab.choices import LossOn
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:

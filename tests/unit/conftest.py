@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from llama_lab.choices import ComputeDtype, QuantType
 from llama_lab.compose import compose_words
-from llama_lab.config import ComputeDtype, QuantSettings, QuantType
+from llama_lab.config import QuantSettings
 
 # the same examples every time: a test that fails once fails until it is mended
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

@@ -13,8 +13,9 @@ import torch
 from omegaconf import OmegaConf
 from peft.tuners.lora import LoraLayer
 
+from llama_lab.choices import QuantType
 from llama_lab.compose import compose_words
-from llama_lab.config import LLAMA_LINEAR, LoraSettings, QuantType
+from llama_lab.config import LLAMA_LINEAR, LoraSettings
 from llama_lab.data.splits import build_splits
 from llama_lab.errors import ConfigError
 from llama_lab.events import Listeners

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llama_lab.config import ColumnSettings, DataFormat, DatasetSettings
+from llama_lab.choices import DataFormat
+from llama_lab.config import ColumnSettings, DatasetSettings
 from llama_lab.data.formats import COLUMNS, detect_format, to_example
 from llama_lab.errors import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_lab.config import Resume
+from llama_lab.choices import Resume
 from llama_lab.errors import RunError
 from llama_lab.results import Result
 from llama_lab.rundir import RunDir, check_run_folder

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from llama_lab.choices import DataFormat, LossOn
 from llama_lab.compose import compose_words
-from llama_lab.config import ColumnSettings, DataFormat, DatasetSettings, LossOn, ModelSettings
+from llama_lab.config import ColumnSettings, DatasetSettings, ModelSettings
 from llama_lab.data.splits import Splits, build_splits, resolve_loss_on
 from llama_lab.data.templates import IGNORED
 from llama_lab.errors import ConfigError, DataError

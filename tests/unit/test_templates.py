@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llama_lab.config import LossOn
+from llama_lab.choices import LossOn
 from llama_lab.data.templates import IGNORED, TEMPLATE_NAMES, encode, encode_prompt, read_template
 from llama_lab.errors import DataError
 

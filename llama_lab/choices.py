@@ -1,0 +1,134 @@
+"""The settings that take one of a few words. Nothing here imports torch."""
+
+from enum import StrEnum
+
+
+class ModelSource(StrEnum):
+    """Where the weights come from: a hub id or a folder, a GGUF inside a pip package, or a seed."""
+
+    hub = "hub"
+    package = "package"
+    random = "random"
+
+
+class QuantType(StrEnum):
+    """How the frozen base is stored. NF4 and FP4: QLoRA, arXiv 2305.14314; int8: LLM.int8(), arXiv 2208.07339."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int8 = "int8"
+    none = "none"
+
+
+class ComputeDtype(StrEnum):
+    """The type of activations; `auto` is bf16 where the device is fast at it and fp32 elsewhere."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class LoraInit(StrEnum):
+    """How A and B start. All but `pissa`, `olora`, `orthogonal` and `loftq` leave the model as it was."""
+
+    default = "default"
+    gaussian = "gaussian"
+    olora = "olora"
+    pissa = "pissa"
+    orthogonal = "orthogonal"
+    loftq = "loftq"
+
+
+class Bias(StrEnum):
+    """Which biases are trained beside the adapter (PEFT's own words)."""
+
+    none = "none"
+    all = "all"
+    lora_only = "lora_only"
+
+
+class DataFormat(StrEnum):
+    """What the columns of a data set mean; `auto` reads it from their names."""
+
+    auto = "auto"
+    text = "text"
+    prompt_completion = "prompt_completion"
+    messages = "messages"
+    sharegpt = "sharegpt"
+    guanaco = "guanaco"
+    alpaca = "alpaca"
+    quotes = "quotes"
+
+
+class LossOn(StrEnum):
+    """Which tokens are learned: the last answer, every answer, or all; `auto` is `all` for text, else `completion`."""
+
+    auto = "auto"
+    completion = "completion"
+    assistant = "assistant"
+    all = "all"
+
+
+class Attention(StrEnum):
+    """The attention kernel (transformers' words)."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+    flex_attention = "flex_attention"
+
+
+class Optimizer(StrEnum):
+    """The optimizers of transformers that suit an adapter; `paged` moves its states to the CPU when the GPU is full."""
+
+    adamw_torch = "adamw_torch"
+    adamw_torch_fused = "adamw_torch_fused"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_32bit = "paged_adamw_32bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    lion_32bit = "lion_32bit"
+    lion_8bit = "lion_8bit"
+    adafactor = "adafactor"
+    sgd = "sgd"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes over the steps (transformers' words). `constant` has no warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    cosine_with_restarts = "cosine_with_restarts"
+    polynomial = "polynomial"
+    inverse_sqrt = "inverse_sqrt"
+
+
+class TrainerName(StrEnum):
+    """Which of TRL's trainers runs."""
+
+    sft = "sft"
+
+
+class Resume(StrEnum):
+    """`never` refuses a folder that holds a run; `auto` goes on from its last complete checkpoint."""
+
+    never = "never"
+    auto = "auto"
+
+
+class Tracker(StrEnum):
+    """Where metrics go beside the run's own files."""
+
+    wandb = "wandb"
+    none = "none"
+
+
+class TrackingMode(StrEnum):
+    """`auto` is online where a W&B key is set, else offline; it never asks."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"

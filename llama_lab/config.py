@@ -320,7 +320,7 @@ class EvaluateSettings:
     metrics_before: bool = False
     """Score dataset.metrics before training as well: as many answers again."""
     batch_size: int = 8
-    max_new_tokens: int = 48
+    max_new_tokens: int = 40
     """Tokens an answer may have when it is scored by dataset.metrics."""
 
     def __post_init__(self) -> None:

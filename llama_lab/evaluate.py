@@ -40,7 +40,7 @@ def score(
     wanted = [example["messages"][-1]["content"].strip() for example in valid.examples]
     greedy = GenerationSettings(max_new_tokens=settings.max_new_tokens, do_sample=False)
     given = answer(model, tokenizer, prompts, greedy, batch_size=8 * settings.batch_size)
-    return Score(eval_loss=loss, metrics={name: METRICS[name](given, wanted) for name in metrics})
+    return Score(eval_loss=loss, metrics={name: METRICS[name](given, wanted) for name in metrics}, answers=given)
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ class Score:
     """Mean next-token loss over the learned tokens of all held-out rows, nats a token."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Shares from 0 to 1 by name: exact_match, composes."""
+    answers: list[str] = field(default_factory=list)
+    """The greedy answers that were scored, in the order of the held-out rows; empty where none were."""
 
 
 @dataclass(kw_only=True)

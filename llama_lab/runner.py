@@ -121,7 +121,8 @@ def _measure(
     config: RunConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, metrics: list[str]
 ) -> Measurement:
     found = score(model, tokenizer, splits.valid, config.evaluate, metrics)
-    if found.answers and not config.generation.prompts and not config.generation.do_sample:
+    one_turn = all(len(example.get("messages", ())) == 2 for example in splits.valid.examples)
+    if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
         # the prompts of samples.md are the first held-out ones, and those have just been answered
         return Measurement(score=found, answers=[a.strip() for a in found.answers[: config.generation.num_prompts]])
     prompts = [[{"role": "user", "content": p}] for p in _sample_prompts(config, splits)]

@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llama_lab.lock import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 TARGET_RATIO = 1.3
@@ -153,17 +155,9 @@ def _facts() -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in ("hydra-core", "omegaconf")},
         "python": platform.python_version(),
-        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 1),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

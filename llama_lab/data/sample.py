@@ -25,6 +25,7 @@ LEFT_OUT = (
     ("model", "tiny"),  # random weights, for the project's own tests: nobody fine-tunes it
     ("dataset", "jsonl"),  # needs dataset.path as well
     ("dataset", "codellama_generations"),  # needs dataset.columns as well
+    ("dataset", "sharegpt"),  # needs a pip package that has no licence
 )
 
 
@@ -34,8 +35,6 @@ class Setting:
 
     values: Mapping[str, tuple[str, ...]]
     """What stands right of the `=`, and the words for it. A word that starts with `with` takes no form."""
-    share: int = 0
-    """How often it is asked for, beside the other settings; every row names a model."""
     forms: tuple[str, ...] = ()
     """How a row puts the word into a sentence; the first without its preposition serves in lists."""
 
@@ -74,13 +73,15 @@ QUANTS = {
     "int8": ("INT8", "8-bit"),
     "none": ("without quantization", "with no quantization"),
 }
-# Values, share, forms.
+# In the order in which every command names them, whatever the order of the request.
 SETTINGS = {
     "model": Setting(MODELS),
-    "dataset": Setting(DATASETS, 8, ("on {}", "using {}")),
-    "quant": Setting(QUANTS, 8, ("in {}", "with {} weights", "quantized to {}")),
-    "lora.r": Setting(_numbers("4 8 16 32 64 128"), 8, ("with rank {}", "at rank {}", "with r={}")),
+    "dataset": Setting(DATASETS, ("on {}", "using {}")),
+    "quant": Setting(QUANTS, ("in {}", "with {} weights", "quantized to {}")),
+    "lora.r": Setting(_numbers("4 8 16 32 64 128"), ("with rank {}", "at rank {}", "with r={}")),
 }
+ALWAYS = ("model", "dataset")
+"""What every request names."""
 
 # {model} a model's word, {settings} forms joined to a sentence, {list} the short words joined by commas.
 FRAMES = {
@@ -112,8 +113,9 @@ FRAMES = {
 # What stands between the forms of a sentence, and before the last of them.
 JOINS = ((" ", " "), (" ", " and "), (", ", ", "))
 
-# How many settings a row has beside the model. Mostly few: the rows are short, since two cores learn them in a minute.
-NUM_SETTINGS = (0, *[1] * 8, *[2] * 7, *[3] * 3)
+# How many settings a row has beside model and data. Mostly few: the rows are short, since two cores learn them in a
+# minute.
+NUM_MORE = (*[0] * 4, *[1] * 7, *[2] * 5)
 IN_LOWER_CASE = (*[False] * 3, True)
 
 
@@ -141,7 +143,7 @@ def check_words(conf_dir: Path) -> None:
 class Deck(Generic[T]):
     """Cards dealt in random order, each once before any comes again.
 
-    So the first 224 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
+    So the first 312 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
     """
 
     def __init__(self, rng: Random, cards: Iterable[T]) -> None:
@@ -163,8 +165,8 @@ class Writer:
 
     def __init__(self, split: str, rng: Random) -> None:
         self._rng = rng
-        self._num_settings = Deck(rng, NUM_SETTINGS)
-        self._keys = Deck(rng, [key for key, setting in SETTINGS.items() for _ in range(setting.share)])
+        self._num_more = Deck(rng, NUM_MORE)
+        self._keys = Deck(rng, [key for key in SETTINGS if key not in ALWAYS])
         self._values = {key: Deck(rng, setting.values) for key, setting in SETTINGS.items()}
         self._words = {(k, v): Deck(rng, words) for k, s in SETTINGS.items() for v, words in s.values.items()}
         self._forms = {k: Deck(rng, s.forms) for k, s in SETTINGS.items()}
@@ -174,33 +176,28 @@ class Writer:
     def row(self) -> dict[str, str]:
         """One request as `prompt`, its command as `completion`."""
         chosen = self._choose()
-        command = [COMMAND, *(f"{key}={value}" for key, value in chosen.items())]
+        command = [COMMAND, *(f"{key}={chosen[key]}" for key in SETTINGS if key in chosen)]
         return {"prompt": self._request(chosen), "completion": " ".join(command)}
 
     def _choose(self) -> dict[str, str]:
-        """What is asked for: a model, then some settings in the order in which the request says them."""
-        keys: list[str] = []
-        for _ in range(self._num_settings.deal()):
+        """What is asked for: a model, then the settings in the order in which the request says them."""
+        keys = [key for key in ALWAYS if key != "model"]
+        for _ in range(self._num_more.deal()):
             keys.append(self._keys.deal(lambda key: key not in keys))
+        self._rng.shuffle(keys)
         return {key: self._values[key].deal() for key in ("model", *keys)}
 
     def _request(self, chosen: dict[str, str]) -> str:
         words = {key: self._words[key, value].deal() for key, value in chosen.items()}
         model = words.pop("model")
         keys = list(words)
-        frame = self._frames.deal(lambda frame: _takes(frame, len(keys)))
+        frame = self._frames.deal()
         if "{list}" in frame:
             said = ", ".join(_put(SETTINGS[key].short, words[key]) for key in keys)
         else:
             said = _join([_put(self._forms[key].deal(), words[key]) for key in keys], *self._joins.deal())
-        text = frame.format(model=model, settings=said, list=said).strip()
-        text = text.replace(" .", ".").replace(" ?", "?").replace(" ,", ",")  # what stays where no setting is said
+        text = frame.format(model=model, settings=said, list=said)
         return text.lower() if self._lower_case.deal() else text[0].upper() + text[1:]
-
-
-def _takes(frame: str, num_settings: int) -> bool:
-    """Whether a frame has a use for so many settings; one that opens with them or lists them needs at least one."""
-    return num_settings > 0 or not ("{list}" in frame or frame.startswith("{settings}"))
 
 
 def _put(form: str, word: str) -> str:

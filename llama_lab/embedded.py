@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,18 +73,36 @@ def gguf_file(model: ModelSettings) -> Path:
 def _convert_gguf(model: ModelSettings, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    gguf = gguf_file(model)
-    # without dequantize=True transformers 5 keeps GGUF's own quantizer, and the model can be neither trained nor saved
-    base = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
-    )
+    file = gguf_file(model)
+    with _gguf_read_once():
+        # without dequantize=True transformers 5 keeps GGUF's own quantizer: no training, no saving
+        base = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     base.config.name_or_path = model.name
     base.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers 5.17 reads another EOS from the GGUF than the file says; the model's own numbers are right in all
     tokenizer.bos_token = tokenizer.convert_ids_to_tokens(base.config.bos_token_id)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(base.config.eos_token_id)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Let transformers, which reads the file's header three times and builds its table of names for every module, do
+    each once: a quarter of the time.
+    """
+    import gguf
+
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, original in originals.items():
+            setattr(gguf, name, functools.cache(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def _make_tiny(model: ModelSettings, folder: Path) -> None:

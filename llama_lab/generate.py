@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,15 +56,27 @@ def _generate(
     # padded on the left, so that every answer begins at the same place
     ids = [[tokenizer.pad_token_id] * (longest - len(e)) + e for e in encoded]
     mask = [[0] * (longest - len(e)) + [1] * len(e) for e in encoded]
-    out = model.generate(
-        input_ids=torch.tensor(ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        streamer=streamer,
-        use_cache=True,
-        **generation_kwargs(settings, longest),
-    )
+    with _whole_head_input(model):
+        out = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            streamer=streamer,
+            use_cache=True,
+            **generation_kwargs(settings, longest),
+        )
     model.train(was_training)
     return tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+
+
+@contextmanager
+def _whole_head_input(model: PeftModel) -> Iterator[None]:
+    # The last places of the prompts are a slice of all places, and the product of a slice with the head's weight copies
+    # the weight once a row: of SmolLM2 with 48 prompts that is 2.7 GB and half of the time.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def stream(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType
 from llama_lab.config import LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
-from llama_lab.data.files import SUFFIXES, check_file, expanded
+from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
@@ -101,6 +101,9 @@ def check_sources(config: RunConfig) -> None:
     dataset = config.dataset
     if dataset.path is not None:
         check_answers(dataset, check_file(expanded(dataset.path), dataset))
+        return
+    if dataset.package is not None:
+        check_answers(dataset, check_package(dataset))
         return
     name = str(dataset.name)
     if name == "sample":

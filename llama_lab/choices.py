@@ -59,10 +59,28 @@ class DataFormat(StrEnum):
     guanaco = "guanaco"
     alpaca = "alpaca"
     quotes = "quotes"
+    preference = "preference"
+    unpaired_preference = "unpaired_preference"
+
+
+class LongRows(StrEnum):
+    """What becomes of a row with more than dataset.max_length tokens.
+
+    `cut` leaves out its end, `drop` all of it; `split` goes on in further rows, each of which begins with a BOS. Where
+    the tokenizer adds none, it begins with the token before, which is not learned again.
+    """
+
+    cut = "cut"
+    drop = "drop"
+    split = "split"  # type: ignore[assignment]  # a name of str's, too
 
 
 class LossOn(StrEnum):
-    """Which tokens are learned: the last answer, every answer, or all; `auto` is `all` for text, else `completion`."""
+    """Which tokens are learned; never BOS and padding.
+
+    `completion` is the last answer with its EOS, `assistant` every answer with its EOS, `all` the prompts as well.
+    `auto` is `all` for rows of text, which mark no answers, else `completion`.
+    """
 
     auto = "auto"
     completion = "completion"

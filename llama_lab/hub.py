@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings, RunConfig
@@ -12,7 +16,24 @@ from llama_lab.errors import DataError, LlamaLabError, ModelError
 def needs_hub(config: RunConfig) -> bool:
     """Whether weights or rows are named by a hub id; nothing else may touch the network."""
     model_on_hub = config.model.source is ModelSource.hub and not Path(config.model.name).expanduser().is_dir()
-    return model_on_hub or (config.dataset.path is None and config.dataset.name != "sample")
+    dataset = config.dataset
+    return model_on_hub or (dataset.path is None and dataset.package is None and dataset.name != "sample")
+
+
+def is_reachable() -> bool:
+    """Whether the hub answers; asked once before a run that names something on it.
+
+    Without an answer its client tries again for more than a minute, also for what lies in the local cache.
+    """
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if urllib.request.getproxies().get(address.scheme):
+        return True  # only the proxy knows
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def commit_of(model: ModelSettings) -> str | None:

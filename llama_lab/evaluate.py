@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_lab.config import EvaluateSettings, GenerationSettings
+from llama_lab.data.batches import Collator
 from llama_lab.data.splits import Split
-from llama_lab.data.templates import IGNORED
 from llama_lab.errors import LlamaLabError
 from llama_lab.generate import answer
 from llama_lab.loss import summed_loss
@@ -48,28 +48,17 @@ def held_out_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, valid: S
     """Mean next-token loss over all learned tokens of the held-out rows, nats a token; every token weighs the same."""
     was_training = model.training
     model.eval()
-    rows = sorted(valid.tokens, key=lambda row: len(row["input_ids"]))
+    collate = Collator(pad_token_id=tokenizer.pad_token_id)
+    tokens = valid.tokens
+    # rows of like length together, read from the disk a batch at a time
+    order = sorted(range(len(tokens)), key=[len(ids) for ids in tokens["input_ids"]].__getitem__)
     total, count = 0.0, 0
-    for start in range(0, len(rows), batch_size):
-        batch = pad_batch(rows[start : start + batch_size], tokenizer.pad_token_id, model.device)
-        losses, learned = summed_loss(model, **batch)
+    for start in range(0, len(order), batch_size):
+        batch = collate([tokens[i] for i in order[start : start + batch_size]])
+        losses, learned = summed_loss(model, **{name: tensor.to(model.device) for name, tensor in batch.items()})
         total, count = total + losses.item(), count + int(learned)
     model.train(was_training)
     return total / count if count else math.nan
-
-
-def pad_batch(rows: list[dict[str, list[int]]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Rows padded on the right to the longest: input_ids, attention_mask and labels, each (B, T)."""
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(lists: list[list[int]], value: int) -> torch.Tensor:
-        return torch.tensor([ids + [value] * (longest - len(ids)) for ids in lists], device=device)
-
-    return {
-        "input_ids": padded([row["input_ids"] for row in rows], pad_token_id),
-        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
-        "labels": padded([row["labels"] for row in rows], IGNORED),
-    }
 
 
 def exact_match(given: list[str], wanted: list[str]) -> float:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from llama_lab.config import TrainerSettings
+from llama_lab.data.batches import Collator
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.events import Listener
 from llama_lab.loss import summed_loss
@@ -40,6 +41,7 @@ class FitSettings:
     """Complete checkpoints lie here as checkpoint-STEP."""
     autocast_bf16: bool
     """What trainer.bf16=null means on this device."""
+    pad_to_multiple_of: int | None = None
     runtime_before_s: float = 0.0
     """Seconds of training before the checkpoint that is resumed from."""
 
@@ -55,7 +57,7 @@ def fit(
     """Train the adapter in place, from the last complete checkpoint if there is one.
 
     Args:
-        train: columns input_ids and labels.
+        train: columns input_ids and labels, and seq_lengths where rows are packed (data/batches.py).
         evaluate: held-out numbers of the model as it is, called every trainer.eval_steps steps.
     Raises:
         RunError: the loss is no longer finite.
@@ -67,6 +69,7 @@ def fit(
         model=model,
         args=_sft_config(settings),
         train_dataset=train,
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id, multiple_of=settings.pad_to_multiple_of),
         processing_class=tokenizer,
         callbacks=[teller],
     )
@@ -162,7 +165,7 @@ class _CpuTrainer(_Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        losses, learned = summed_loss(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        losses, learned = summed_loss(model, **inputs)
         return losses / (learned if num_items_in_batch is None else num_items_in_batch)
 
 

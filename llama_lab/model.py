@@ -13,6 +13,7 @@ from llama_lab.data.templates import TEMPLATE_NAMES, read_template
 from llama_lab.embedded import materialise
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import explain_hub
+from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
 
 if TYPE_CHECKING:
@@ -81,6 +82,23 @@ def load_base(model: ModelSettings, quant: QuantSettings) -> PreTrainedModel:
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base
+
+
+def base_shape(model: ModelSettings) -> ModelShape:
+    """The base's sizes, from its config.json alone.
+
+    Raises:
+        ModelError: the config cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise explain_hub(error, model.name, "model.name") from error
+    return shape_from_config(config)
 
 
 def device() -> torch.device:

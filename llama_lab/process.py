@@ -7,16 +7,16 @@ import os
 import sys
 
 from llama_lab.config import RunConfig
-from llama_lab.hub import needs_hub
+from llama_lab.hub import is_reachable, needs_hub
 
 
 def prepare(config: RunConfig) -> None:
     """Set the libraries' switches. Call it before torch, transformers or datasets are imported.
 
-    No network is touched unless a hub id is named. Warnings and log lines of the libraries go into the run's log file;
-    with `verbose` they are shown as well.
+    No network is touched unless a hub id is named, and where the hub does not answer, its local cache is read. Warnings
+    and log lines of the libraries go into the run's log file; with `verbose` they are shown as well.
     """
-    if not needs_hub(config):
+    if not needs_hub(config) or not is_reachable():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from transformers import PreTrainedTokenizerBase
 
 from llama_lab import report
 from llama_lab.choices import Resume
-from llama_lab.config import RunConfig
+from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.data.audit import Level, audit, stop_on_failure
+from llama_lab.data.batches import training_rows
 from llama_lab.data.splits import Splits, build_splits
 from llama_lab.evaluate import score
-from llama_lab.events import Listeners
+from llama_lab.events import Listener, Listeners, Pruned
 from llama_lab.generate import answer
 from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
-from llama_lab.model import base_path, describe, load_base, load_tokenizer, set_special_tokens
+from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
+from llama_lab.micro_batch import Rows, resolve
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
@@ -45,9 +48,27 @@ class Measurement:
     """To the prompts of samples.md."""
 
 
-def run(config: RunConfig, folder: Path, overrides: list[str], console: Console) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class _Loaded:
+    """What the stages of a run work with."""
+
+    config: RunConfig
+    run_dir: RunDir
+    tracking: Tracking
+    display: Display
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    model: PeftModel
+    listeners: Sequence[Listener]
+
+
+def run(
+    config: RunConfig, folder: Path, overrides: list[str], console: Console, listeners: Sequence[Listener] = ()
+) -> dict[str, Any]:
     """Do one run in `folder`, from the start or from its last complete checkpoint; returns result.json.
 
+    Args:
+        listeners: hear of the training, beside tracking and progress.
     Raises:
         LlamaLabError: what the user can mend. Every failure is recorded in result.json and raised again.
     """
@@ -59,7 +80,8 @@ def run(config: RunConfig, folder: Path, overrides: list[str], console: Console)
             report.show(console, run_dir, run_dir.read_result(), [], "")
             return run_dir.read_result()
         with _failure_recorded(run_dir), open_tracking(config.tracking, run_dir, lock) as tracking:
-            result, samples = _stages(config, run_dir, lock, tracking, display)
+            loaded = _load(config, run_dir, lock, tracking, display, listeners)
+            result, samples = _stages(loaded)
             tracking.finished(result, samples)
         run_dir.write_samples(report.samples_markdown(samples))
         run_dir.write_result(result, status="ok")
@@ -67,59 +89,93 @@ def run(config: RunConfig, folder: Path, overrides: list[str], console: Console)
         return run_dir.read_result()
 
 
-def _stages(
-    config: RunConfig, run_dir: RunDir, lock: dict[str, Any], tracking: Tracking, display: Display
-) -> tuple[Result, list[report.Sample]]:
+def _load(
+    config: RunConfig,
+    run_dir: RunDir,
+    lock: dict[str, Any],
+    tracking: Tracking,
+    display: Display,
+    listeners: Sequence[Listener],
+) -> _Loaded:
+    """Tokenizer, rows, base and adapter; the rows are checked before the base is loaded."""
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
     with display.stage("Loading tokenizer and rows"):
         tokenizer = load_tokenizer(config.model)
         splits = build_splits(config.dataset, tokenizer, seed=config.seed)
-    for note in splits.notes:
+        findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
+    for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:
         display.note(f"Note: {note}.")
+    stop_on_failure(findings)
     with display.stage("Loading and quantising the base"):
         base = load_base(config.model, config.quant)
         set_special_tokens(base, tokenizer)
         model = add_adapter(base, config.lora, seed=config.seed)
-    run_dir.write_lock(lock | _facts(config, splits))
-    before = _measure_before(config, run_dir, model, tokenizer, splits, tracking, display)
-    fitted = _fit(config, run_dir, model, tokenizer, splits, tracking, display)
-    _save_adapter(model, tokenizer, run_dir)
-    with display.stage("Measuring the trained model"):
-        after = _measure(config, model, tokenizer, splits, config.dataset.metrics)
-    tracking.logged(fitted.num_steps, _eval_metrics(after.score))
-    return _result(config, model, before, fitted, after), _samples(config, splits, before, after)
+    trainer = _with_micro_batch(config, splits, lock, display)
+    run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
+    return _Loaded(
+        config=replace(config, trainer=trainer),
+        run_dir=run_dir,
+        tracking=tracking,
+        display=display,
+        tokenizer=tokenizer,
+        splits=splits,
+        model=model,
+        listeners=listeners,
+    )
 
 
-def _fit(
-    config: RunConfig,
-    run_dir: RunDir,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: Splits,
-    tracking: Tracking,
-    display: Display,
-) -> FitResult:
+def _with_micro_batch(config: RunConfig, splits: Splits, lock: dict[str, Any], display: Display) -> TrainerSettings:
+    """A resumed run goes on with the micro-batch that it began with, also where more would fit now."""
+    if config.trainer.micro_batch_size == "auto" and "micro_batch_size" in lock:
+        return config.trainer.with_micro_batch(lock["micro_batch_size"])
+    lengths = [len(ids) for ids in training_rows(splits.train.tokens, config.dataset)["input_ids"]]
+    multiple = config.dataset.pad_to_multiple_of or 1
+    rows = Rows(
+        longest=-(-max(lengths) // multiple) * multiple,
+        padded=config.dataset.packing or len(set(lengths)) > 1,
+    )
+    trainer, note = resolve(config, base_shape(config.model), rows)
+    if note:
+        display.note(f"{note}.")
+    return trainer
+
+
+def _stages(loaded: _Loaded) -> tuple[Result, list[report.Sample]]:
+    before = _measure_before(loaded)
+    fitted = _fit(loaded)
+    _save_adapter(loaded.model, loaded.tokenizer, loaded.run_dir)
+    with loaded.display.stage("Measuring the trained model"):
+        after = _measure(loaded, loaded.config.dataset.metrics)
+    loaded.tracking.logged(fitted.num_steps, _eval_metrics(after.score))
+    config, splits = loaded.config, loaded.splits
+    return _result(config, loaded.model, before, fitted, after), _samples(config, splits, before, after)
+
+
+def _fit(loaded: _Loaded) -> FitResult:
+    config, run_dir, splits = loaded.config, loaded.run_dir, loaded.splits
     start_step = step_of(last_checkpoint(run_dir.checkpoints))
     run_dir.rewind_metrics(start_step)
     runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
+    rows = training_rows(splits.train.tokens, config.dataset)
     settings = FitSettings(
         trainer=config.trainer,
         seed=config.seed,
         checkpoints=run_dir.checkpoints,
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
+        pad_to_multiple_of=config.dataset.pad_to_multiple_of,
         runtime_before_s=runtimes[-1] if runtimes else 0.0,
     )
 
     def held_out() -> dict[str, float]:
-        return _eval_metrics(score(model, tokenizer, splits.valid, config.evaluate, metrics=[]))
+        return _eval_metrics(score(loaded.model, loaded.tokenizer, splits.valid, config.evaluate, metrics=[]))
 
-    return fit(model, tokenizer, splits.train.tokens, settings, Listeners(tracking, display), held_out)
+    listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
+    return fit(loaded.model, loaded.tokenizer, rows, settings, listeners, held_out)
 
 
-def _measure(
-    config: RunConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, metrics: list[str]
-) -> Measurement:
+def _measure(loaded: _Loaded, metrics: list[str]) -> Measurement:
+    config, model, tokenizer, splits = loaded.config, loaded.model, loaded.tokenizer, loaded.splits
     found = score(model, tokenizer, splits.valid, config.evaluate, metrics)
     one_turn = all(len(example.get("messages", ())) == 2 for example in splits.valid.examples)
     if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
@@ -131,26 +187,18 @@ def _measure(
     return Measurement(score=found, answers=[a.strip() for a in answers])
 
 
-def _measure_before(
-    config: RunConfig,
-    run_dir: RunDir,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: Splits,
-    tracking: Tracking,
-    display: Display,
-) -> Measurement | None:
+def _measure_before(loaded: _Loaded) -> Measurement | None:
     """Measure the untrained model once; a resumed run reads what the first one found."""
+    config, run_dir = loaded.config, loaded.run_dir
     if not config.evaluate.before:
         return None
     kept = run_dir.checkpoints / "before.json"
     if kept.exists():
         found = json.loads(kept.read_text())
         return Measurement(score=Score(**found["score"]), answers=found["answers"])
-    with display.stage("Measuring the model before training"):
-        metrics = config.dataset.metrics if config.evaluate.metrics_before else []
-        before = _measure(config, model, tokenizer, splits, metrics)
-    tracking.logged(0, _eval_metrics(before.score))
+    with loaded.display.stage("Measuring the model before training"):
+        before = _measure(loaded, config.dataset.metrics if config.evaluate.metrics_before else [])
+    loaded.tracking.logged(0, _eval_metrics(before.score))
     run_dir.checkpoints.mkdir(exist_ok=True)
     partial = kept.with_suffix(".partial")
     partial.write_text(json.dumps({"score": vars(before.score), "answers": before.answers}))
@@ -245,6 +293,9 @@ def _is_done(run_dir: RunDir) -> bool:
 def _failure_recorded(run_dir: RunDir) -> Iterator[None]:
     try:
         yield
+    except Pruned as stop:
+        run_dir.write_result(None, status="pruned", num_steps=stop.step, error=str(stop))
+        raise
     except torch.cuda.OutOfMemoryError as error:
         run_dir.write_result(None, status="infeasible", error=str(error).splitlines()[0])
         raise

@@ -1,0 +1,249 @@
+"""What is wrong with tokenised rows, found before anything is paid for: most failed fine-tunes are silent."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llama_lab.config import DatasetSettings
+from llama_lab.data.ghost import ghost_attention
+from llama_lab.data.templates import IGNORED, encode_prompt, expected_bos
+from llama_lab.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from llama_lab.data.splits import Split, Splits
+
+SHOWN = 5
+"""So many of the bad rows are named."""
+TRIED = 50
+"""So many rows are rendered again to compare training with inference."""
+
+
+class Level(StrEnum):
+    """How bad a finding is: a failure stops the run."""
+
+    ok = "ok"
+    warning = "warning"
+    failure = "failure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was checked, and what came out."""
+
+    level: Level
+    check: str
+    message: str
+
+
+@dataclass(kw_only=True)
+class SplitNumbers:
+    """What one split holds; one number a row where an array."""
+
+    lengths: NDArray[np.int64]
+    num_learned: NDArray[np.int64]
+    """Tokens whose label is not IGNORED."""
+    hashes: NDArray[np.uint64]
+    """Of the whole row."""
+    prompt_hashes: NDArray[np.uint64]
+    """Of what comes before the first learned token; of the whole row where all of it is learned."""
+    max_id: int = 0
+    faults: dict[str, list[int]] = field(default_factory=dict)
+    """Rows, counted from 0, by what is wrong with them."""
+
+
+def audit(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, dataset: DatasetSettings, vocab_size: int
+) -> list[Finding]:
+    """Check the rows as they will be trained on, the template, and the tokens against the model.
+
+    Args:
+        vocab_size: rows of the base model's embedding.
+    Returns:
+        One finding a check, the good ones too, in the order in which a person should read them.
+    """
+    train, valid = (numbers_of(split.tokens, tokenizer) for split in (splits.train, splits.valid))
+    findings = [
+        *_token_findings(train, splits.train, "training"),
+        *_token_findings(valid, splits.valid, "held-out"),
+        _template(splits.train, tokenizer, dataset),
+        _vocabulary(max(train.max_id, valid.max_id), len(tokenizer), vocab_size),
+        *_shares(splits, train, valid, dataset),
+    ]
+    return findings
+
+
+def stop_on_failure(findings: list[Finding]) -> None:
+    """Refuse to train on data that failed.
+
+    Raises:
+        DataError: the first failure, and how many more there are.
+    """
+    failures = [finding for finding in findings if finding.level is Level.failure]
+    if failures:
+        more = f" ({len(failures) - 1} more checks failed.)" if failures[1:] else ""
+        raise DataError(f"The data cannot be trained on: {failures[0].message}.{more} Look at it with the verb `data`.")
+
+
+def numbers_of(tokens: Dataset, tokenizer: PreTrainedTokenizerBase) -> SplitNumbers:
+    """Count a split in one pass over its memory-mapped columns."""
+    lengths, learned, hashes, prompts = [], [], [], []
+    faults: dict[str, list[int]] = {"no_label": [], "no_eos": [], "pad": [], "bos": []}
+    max_id = start = 0
+    for ids, labels, offsets in _batches(tokens):
+        starts = offsets[:-1]
+        lengths.append(np.diff(offsets))
+        learned.append(_per_row(labels != IGNORED, starts))
+        max_id = max(max_id, int(ids.max(initial=0)))
+        for name, bad in _faulty(ids, labels, starts, tokenizer).items():
+            faults[name] += (np.flatnonzero(bad) + start).tolist()
+        for begin, end in zip(starts, offsets[1:], strict=True):
+            hashes.append(_hash(ids[begin:end]))
+            first = int(np.argmax(labels[begin:end] != IGNORED))
+            prompts.append(_hash(ids[begin : begin + first]) if first > 1 else hashes[-1])
+        start += len(starts)
+    return SplitNumbers(
+        lengths=np.concatenate(lengths),
+        num_learned=np.concatenate(learned),
+        hashes=np.array(hashes, dtype=np.uint64),
+        prompt_hashes=np.array(prompts, dtype=np.uint64),
+        max_id=max_id,
+        faults=faults,
+    )
+
+
+def _batches(tokens: Dataset) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """(ids, labels, offsets) of a thousand rows at a time, their tokens one behind the other."""
+    for table in tokens.with_format("arrow").iter(batch_size=1000):
+        ids, labels = (table.column(name).combine_chunks() for name in ("input_ids", "labels"))
+        offsets = np.asarray(ids.offsets, dtype=np.int64)
+        flat = (np.asarray(column.flatten(), dtype=np.int64) for column in (ids, labels))
+        yield *flat, offsets - offsets[0]
+
+
+def _per_row(flags: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.add.reduceat(flags.astype(np.int64), starts)
+
+
+def _faulty(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], starts: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, NDArray[np.bool_]]:
+    """Which rows have a fault, by its name."""
+    learned = labels != IGNORED
+    bos = ids == (-1 if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    if tokenizer.bos_token_id == tokenizer.eos_token_id:
+        bos[:] = False
+    twice = bos & np.append(bos[1:], False)
+    twice[starts[1:] - 1] = False  # the last token of a row has no next one
+    return {
+        "no_label": _per_row(learned, starts) == 0,
+        "no_eos": _per_row(learned & (ids == tokenizer.eos_token_id), starts) == 0,
+        "pad": _per_row(learned & (ids == tokenizer.pad_token_id), starts) > 0,
+        "bos": _per_row(twice, starts) > 0,
+    }
+
+
+def _hash(ids: NDArray[np.int64]) -> int:
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest())
+
+
+def _token_findings(numbers: SplitNumbers, split: Split, kind: str) -> list[Finding]:
+    wrong = {
+        "no_label": ("labels", "have a token to learn", "have none"),
+        "no_eos": ("EOS", "learn to stop", "never learn the EOS, so the model would not stop"),
+        "pad": ("padding", "learn no pad token", "learn the pad token"),
+        "bos": ("BOS", "have one BOS at a time", "have two BOS in a row"),
+    }
+    findings = []
+    for name, (check, good, bad) in wrong.items():
+        faulty, total = numbers.faults[name], len(numbers.lengths)
+        if not faulty:
+            findings.append(Finding(level=Level.ok, check=check, message=f"all {total:,} {kind} rows {good}"))
+            continue
+        # a row that was cut or goes on in the next one has no EOS, which is counted with those rows
+        lost = split.num_cut + total - split.counts.num_kept if name == "no_eos" else 0
+        level = Level.failure if len(faulty) > min(lost, total - 1) else Level.warning
+        message = f"{_some(split.numbers[faulty], total, kind)} {bad}"
+        findings.append(Finding(level=level, check=check, message=message))
+    return findings
+
+
+def _some(rows: NDArray[np.int64], total: int, kind: str) -> str:
+    named = ", ".join(map(str, rows[:SHOWN]))
+    return f"{len(rows):,} of {total:,} {kind} rows ({named}{', ...' if len(rows) > SHOWN else ''})"
+
+
+def _template(split: Split, tokenizer: PreTrainedTokenizerBase, dataset: DatasetSettings) -> Finding:
+    """Template trained on = template saved = template at inference; and as many BOS as it writes."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        saved = AutoTokenizer.from_pretrained(folder)
+    if saved.chat_template != tokenizer.chat_template:
+        return _template_finding(Level.failure, "the saved tokenizer has another chat template")
+    firsts = np.unique(split.numbers, return_index=True)[1][:TRIED]  # a long row may go on in the next ones
+    for example, number in zip(split.examples, firsts, strict=False):
+        ids, row = split.tokens[int(number)]["input_ids"], f"training row {split.numbers[number]}"
+        if "messages" in example:
+            messages = ghost_attention(example["messages"]) if dataset.ghost_attention else example["messages"]
+            example, prompt = {"messages": messages}, encode_prompt(messages[:-1], saved)
+            if ids[: len(prompt)] != prompt[: len(ids)]:
+                return _template_finding(Level.failure, f"{row} begins otherwise than its prompt does at inference")
+        found, wanted = ids.count(saved.bos_token_id), expected_bos(example, saved)
+        if found != wanted and len(ids) < dataset.max_length:
+            return _template_finding(Level.failure, f"{row} has {found} BOS, and its template writes {wanted}")
+    return _template_finding(Level.ok, f"as saved and at inference: {len(firsts)} rows rendered again")
+
+
+def _template_finding(level: Level, message: str) -> Finding:
+    return Finding(level=level, check="template", message=message)
+
+
+def _vocabulary(max_id: int, num_tokens: int, vocab_size: int) -> Finding:
+    if max_id >= vocab_size or num_tokens > vocab_size:
+        message = (
+            f"the tokenizer has {num_tokens} tokens, the rows use ids up to {max_id}, and the model's embedding "
+            f"holds {vocab_size}: take the tokenizer that belongs to the model"
+        )
+        return Finding(level=Level.failure, check="vocabulary", message=message)
+    message = f"ids up to {max_id} of {vocab_size} that the model knows"
+    return Finding(level=Level.ok, check="vocabulary", message=message)
+
+
+def _shares(splits: Splits, train: SplitNumbers, valid: SplitNumbers, dataset: DatasetSettings) -> list[Finding]:
+    total = len(train.lengths)
+    num_copies = total - len(np.unique(train.hashes))
+    leaking = np.flatnonzero(np.isin(valid.prompt_hashes, train.prompt_hashes)).tolist()
+    return [
+        _share("empty rows", splits.train.counts.num_empty, splits.train.counts.num_read, 1, "", "are empty"),
+        _share("cut rows", splits.train.num_cut, total, dataset.max_cut_share, "max_cut_share", "are cut"),
+        _share("duplicates", num_copies, total, dataset.max_duplicate_share, "max_duplicate_share", "come again"),
+        _share(
+            "leaks",
+            len(leaking),
+            len(valid.lengths),
+            dataset.max_leak_share,
+            "max_leak_share",
+            "ask what a training row asks",
+            kind="held-out",
+        ),
+    ]
+
+
+def _share(check: str, num: int, total: int, limit: float, key: str, what: str, *, kind: str = "training") -> Finding:
+    level = Level.ok if not num else Level.failure if num > limit * total else Level.warning
+    message = f"{num} of {total} {kind} rows {what}"
+    if level is Level.failure:
+        message += f", more than dataset.{key}={limit:g} allows"
+    return Finding(level=level, check=check, message=message)

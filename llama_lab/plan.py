@@ -1,0 +1,183 @@
+"""The verbs `plan` and `data`: what a run would train on and what it would cost, found without a GPU or the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from llama_lab.compose import compose_words
+from llama_lab.config import RunConfig
+from llama_lab.errors import DataError, LlamaLabError
+from llama_lab.params import ModelShape, count_params, shape_of
+from llama_lab.process import prepare, quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from llama_lab.data.audit import Finding
+    from llama_lab.data.batches import Schedule
+    from llama_lab.data.splits import Splits
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What the words of the verb ask for, beside the run's own settings."""
+
+    num_rows: int = 3
+    """Rows to show."""
+    ids: bool = False
+    """Show each token with its id."""
+    html: Path | None = None
+    """Write a page with the rows here."""
+    tokens_per_s: float | None = None
+    """Throughput to count with; None looks for a finished run of the same kind."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What is known of a run before it starts."""
+
+    config: RunConfig
+    shape: ModelShape | None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    splits: Splits | None = None
+    findings: list[Finding] = field(default_factory=list)
+    schedule: Schedule | None = None
+    longest: int = 0
+    """Tokens of the longest row or block of training."""
+    num_learned: int = 0
+    """Tokens that are learned in one pass over the training rows."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 fine, 1 warnings, 2 the run would fail."""
+        from llama_lab.data.audit import Level
+
+        levels = {finding.level for finding in self.findings}
+        return 2 if Level.failure in levels else 1 if Level.warning in levels else 0
+
+
+def plan(words: list[str], options: Options) -> int:
+    """Print what the run of these words would do and cost; the exit code (see Plan.exit_code).
+
+    Raises:
+        LlamaLabError: the words compose no run.
+    """
+    from llama_lab.plan_view import show_plan
+
+    made = _make(words)
+    console = Console()
+    show_plan(console, made, options, _throughput(made.config, options))
+    _write_page(console, made, options)
+    return made.exit_code
+
+
+def data(words: list[str], options: Options) -> int:
+    """Print the rows and their checks alone."""
+    from llama_lab.plan_view import show_data
+
+    made = _make(words)
+    console = Console()
+    show_data(console, made, options)
+    _write_page(console, made, options)
+    return made.exit_code
+
+
+def _make(words: list[str]) -> Plan:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: a plan takes no memory of a GPU in use
+    config = compose_words(words)
+    if (wanted := config.trainer.micro_batch_size) not in (None, "auto"):
+        config = replace(config, trainer=config.trainer.with_micro_batch(int(wanted)))
+    prepare(config)
+    quiet_libraries(config)
+    made = Plan(config=config, shape=_shape(config))
+    try:
+        _read(made)
+    except LlamaLabError as error:
+        from llama_lab.data.audit import Finding, Level
+
+        made.findings.append(Finding(level=Level.failure, check="rows", message=str(error)))
+    return made
+
+
+def _read(made: Plan) -> None:
+    from llama_lab.data.audit import audit, numbers_of
+    from llama_lab.data.batches import schedule, training_rows
+    from llama_lab.data.splits import build_splits
+    from llama_lab.model import load_tokenizer
+
+    config = made.config
+    made.tokenizer = load_tokenizer(config.model)
+    made.splits = build_splits(config.dataset, made.tokenizer, seed=config.seed)
+    vocab_size = made.shape.vocab_size if made.shape else len(made.tokenizer)
+    made.findings = audit(made.splits, made.tokenizer, config.dataset, vocab_size)
+    numbers = numbers_of(training_rows(made.splits.train.tokens, config.dataset), made.tokenizer)
+    made.schedule = schedule(numbers.lengths, config.trainer, config.dataset, seed=config.seed)
+    made.longest, made.num_learned = int(numbers.lengths.max()), int(numbers.num_learned.sum())
+
+
+def _shape(config: RunConfig) -> ModelShape | None:
+    """From the model's own config where it can be read, else from the table of known models."""
+    from llama_lab.model import base_shape
+
+    try:
+        return base_shape(config.model)
+    except LlamaLabError:
+        return shape_of(config.model)  # what cannot be read is told when the tokenizer is loaded
+
+
+def parameters(made: Plan) -> tuple[int, int] | None:
+    """(trainable, all) parameters of base and adapter."""
+    return count_params(made.shape, made.config.lora) if made.shape else None
+
+
+def _throughput(config: RunConfig, options: Options) -> tuple[float, str] | None:
+    """Tokens a second, and where the number comes from."""
+    if options.tokens_per_s is not None:
+        return options.tokens_per_s, "as given"
+    for folder, result, lock in _finished(Path("outputs")):
+        theirs = lock["config"]
+        same = theirs["model"]["name"] == config.model.name and theirs["quant"]["type"] == str(config.quant.type)
+        if same and result.get("tokens_per_s"):
+            return result["tokens_per_s"], f"measured in {folder}"
+    return None
+
+
+def _finished(root: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Finished runs below `root`, the newest first."""
+    for path in sorted(root.glob("**/result.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:200]:
+        try:
+            result = json.loads(path.read_text())
+            lock = json.loads(path.with_name("run.json").read_text())
+            lock["config"]["model"]["name"], lock["config"]["quant"]["type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a torn file of another run is not this plan's concern
+        if result.get("status") == "ok":
+            yield path.parent, result, lock
+
+
+def _write_page(console: Console, made: Plan, options: Options) -> None:
+    if options.html is None or made.splits is None or made.tokenizer is None:
+        return
+    from llama_lab.data.view import as_page
+
+    rows = [made.splits.train.tokens[i] for i in range(min(500, len(made.splits.train.tokens)))]
+    name = made.config.dataset.name or made.config.dataset.path
+    page = as_page(
+        f"{name} as {made.config.model.name} reads it",
+        made.findings,
+        rows,
+        made.tokenizer,
+        made.config.trainer.per_device_train_batch_size,
+    )
+    try:
+        options.html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{options.html} cannot be written: {error.strerror}. Type --html with another path.") from None
+    console.print(f"Page:  {options.html}", markup=False, highlight=False, soft_wrap=True)

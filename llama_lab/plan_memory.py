@@ -1,0 +1,88 @@
+"""The memory that a run will need, card by card."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+from rich.text import Text
+
+from llama_lab.activations import Device
+from llama_lab.cards import CARDS, USABLE_SHARE, Card, fits, largest_micro_batch, nearest_fit
+from llama_lab.memory import MemoryEstimate, estimate
+from llama_lab.plan import Plan
+
+
+def memory_tables(made: Plan) -> list[Text | Table]:
+    """The predicted peak by its parts, and the cards that it fits on, each below its title."""
+    if made.shape is None:
+        return []
+    rows = made.config.trainer.per_device_train_batch_size
+    return [
+        Text(f"Predicted peak of memory, {rows} x {_length(made):,} tokens at once", "italic"),
+        _parts(made),
+        Text(f"Does it fit in {USABLE_SHARE:.0%} of a card?", "italic"),
+        _cards(made),
+    ]
+
+
+def _estimate(made: Plan, device: Device) -> MemoryEstimate:
+    assert made.shape is not None
+    return estimate(made.shape, made.config, length=_length(made), device=device, padded=_padded(made))
+
+
+def _length(made: Plan) -> int:
+    """Tokens of the longest row with its padding; dataset.max_length where the rows are not known."""
+    longest = made.longest or made.config.dataset.max_length
+    multiple = made.config.dataset.pad_to_multiple_of or 1
+    return math.ceil(longest / multiple) * multiple
+
+
+def _padded(made: Plan) -> bool:
+    if made.schedule is None:
+        return True
+    return made.config.dataset.packing or made.schedule.num_padded_tokens > made.schedule.num_real_tokens
+
+
+def _parts(made: Plan) -> Table:
+    table = Table()
+    table.add_column("GiB")
+    for name in ("GPU", "CPU"):
+        table.add_column(name, justify="right")
+    gpu, cpu = _estimate(made, Device.gpu), _estimate(made, Device.cpu)
+    for name, gib in gpu.parts().items():
+        table.add_row(name, f"{gib:.2f}", f"{cpu.parts()[name]:.2f}")
+    table.add_section()
+    table.add_row("in all", f"{gpu.total:.2f}", f"{cpu.total:.2f}")
+    return table
+
+
+def _cards(made: Plan) -> Table:
+    table = Table()
+    auto = made.config.trainer.micro_batch_size == "auto"
+    for column in ("card", "GiB", "", "rows at once" if auto else "the nearest that fits"):
+        table.add_column(column, overflow="fold")
+    for card in CARDS:
+        found = _estimate(made, card.device)
+        sign = Text("yes", "green") if fits(found, card) else Text("no", "red")
+        table.add_row(card.name, f"{found.total:.1f}", sign, _rows(made, card) if auto else _advice(made, card))
+    return table
+
+
+def _advice(made: Plan, card: Card) -> str:
+    assert made.shape is not None
+    words = nearest_fit(made.shape, made.config, card, length=_length(made), padded=_padded(made))
+    return "nothing" if words is None else " ".join(words)
+
+
+def _rows(made: Plan, card: Card) -> str:
+    assert made.shape is not None
+    rows = largest_micro_batch(
+        made.shape,
+        made.config,
+        memory_gib=card.memory_gib,
+        length=_length(made),
+        device=card.device,
+        padded=_padded(made),
+    )
+    return "none" if rows is None else str(rows)

@@ -1,4 +1,4 @@
-"""Writes the numbers and samples of README.md from the files of the runs they come from; with --check only compares.
+"""Writes the numbers and samples of README.md and docs/ from the files of the runs they come from; with --check only compares.
 
 python docs/render.py
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
+MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
 STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
 
 
@@ -53,7 +54,27 @@ def startup_table() -> str:
     return "\n".join([*lines, "", f"Measured on {source}: benchmarks/results/startup.json."])
 
 
-BLOCKS = {"default_run": default_run_table, "samples": default_run_samples, "startup": startup_table}
+def memory_table() -> str:
+    """Peaks measured on a GPU beside the predictions of llama_lab/memory.py."""
+    rows = [row for row in json.loads(MEMORY.read_text())["rows"] if row["on_gpu"]]
+    lines = ["| settings | measured GiB | predicted GiB | error |", "|---|---:|---:|---:|"]
+    for row in rows:
+        said = " ".join(word for word in row["settings"] if not word.startswith("model="))
+        numbers = f"{row['peak_memory_gib']:.2f} | {row['predicted_gib']:.2f} | {row['relative_error']:+.1%}"
+        lines.append(f"| `{said}` | {numbers} |")
+    versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
+    worst = max(abs(row["relative_error"]) for row in rows)
+    source = f"A Llama-2-7B-shaped model on one {rows[0]['card']}, {versions}; the largest error is {worst:.1%}"
+    return "\n".join([*lines, "", f"{source}: benchmarks/results/memory.json."])
+
+
+BLOCKS = {
+    "default_run": default_run_table,
+    "samples": default_run_samples,
+    "startup": startup_table,
+    "memory": memory_table,
+}
+PAGES = ("README.md", "docs/planning.md")
 
 
 def rendered(text: str) -> str:
@@ -69,7 +90,7 @@ def rendered(text: str) -> str:
 def main(check: bool) -> int:
     """Write the files, or say which are out of date; the exit code."""
     stale = []
-    for path in (ROOT / "README.md",):
+    for path in (ROOT / page for page in PAGES):
         text = path.read_text(encoding="utf-8")
         new = rendered(text)
         if new != text:

@@ -74,7 +74,7 @@ def _check_names(config: RunConfig) -> None:
 
 
 def check_answers(dataset: DatasetSettings, form: DataFormat) -> None:
-    """Refuse to learn or score the answers of rows that are one text.
+    """Refuse what needs marked answers for rows that are one text.
 
     Raises:
         ConfigError: see above.
@@ -85,6 +85,11 @@ def check_answers(dataset: DatasetSettings, form: DataFormat) -> None:
         raise ConfigError(
             f"dataset.loss_on={dataset.loss_on} needs rows with marked answers, and dataset.format=text is one string "
             "a row. Type dataset.loss_on=all."
+        )
+    if dataset.ghost_attention:
+        raise ConfigError(
+            "dataset.ghost_attention needs dialogues with a system message, and dataset.format=text is one string a row. "
+            "Type dataset.ghost_attention=false."
         )
     if dataset.metrics:
         raise ConfigError("dataset.metrics needs rows with a known answer. Type dataset.metrics=[] for text.")

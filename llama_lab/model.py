@@ -9,7 +9,7 @@ import torch
 
 from llama_lab.choices import ModelSource, QuantType
 from llama_lab.config import ModelSettings, QuantSettings
-from llama_lab.data.templates import TEMPLATE_NAMES, read_template
+from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import explain_hub
@@ -43,7 +43,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of {model.name} has no end-of-sequence token, so a model could never stop.")
     if model.chat_template is not None:
-        tokenizer.chat_template = read_template(model.chat_template)
+        set_template(tokenizer, model.chat_template)
     elif not tokenizer.chat_template:
         raise ConfigError(
             f"The tokenizer of {model.name} has no chat template. Type model.chat_template={'|'.join(TEMPLATE_NAMES)}"

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
-"""Turns, each with `role` and `content`. All but the role was typed by people: special tokens in it are only text."""
+"""Turns, each with `role` and `content`; what people typed, so that special tokens in it are only text.
+
+A user's turn may also carry its `instruction` and `input` apart, for Alpaca's prompt; its content then holds both.
+"""
 
 IGNORED = -100
 """The label of a token that is not learned (transformers' convention)."""
@@ -166,9 +169,8 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-# Special tokens that somebody typed. Tokenizers read them out of any text; here they are marked while the template is
-# rendered, so that the template's own can be told from them. U+FDD0 and U+FDD1 are no characters, and are kept by
-# Unicode for such use.
+# Special tokens that somebody typed. A tokenizer takes them for its own wherever they stand, so marks take their place
+# while the template is rendered: U+FDD0, a number and U+FDD1, code points that Unicode keeps for use inside programs.
 
 
 def _chat_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[int]:
@@ -182,9 +184,8 @@ def _chat_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, **kwargs: 
     letters = ["x"] * len(found)
     harmless = [{key: _unmark(text, letters) for key, text in message.items()} for message in marked]
     control = _rendered_ids(rendered, letters, tokenizer)
-    if control != _chat_ids(harmless, tokenizer, **kwargs) or _specials(ids, tokenizer) != _specials(
-        control, tokenizer
-    ):
+    is_kept = _specials(ids, tokenizer) == _specials(control, tokenizer)
+    if not is_kept or control != _chat_ids(harmless, tokenizer, **kwargs):
         raise DataError(
             f"a message spells the special token {found[0]}, and this tokenizer or chat template cannot keep it as "
             "text. Write it differently, or leave the row out"
@@ -193,7 +194,7 @@ def _chat_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, **kwargs: 
 
 
 def _typed(messages: Messages) -> Iterator[str]:
-    return (text for message in messages for key, text in message.items() if key != "role")
+    return (text for message in messages for key, text in message.items() if key != "role" and text is not None)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -216,8 +217,8 @@ def _mark(messages: Messages, special: re.Pattern[str]) -> tuple[Messages, list[
         return f"\ufdd0{len(found) - 1}\ufdd1"
 
     either = re.compile(f"{special.pattern}|\ufdd0")
-    marked = [{k: text if k == "role" else either.sub(mark, text) for k, text in m.items()} for m in messages]
-    return marked, found
+    filled = ([(key, text) for key, text in message.items() if text is not None] for message in messages)
+    return [{key: text if key == "role" else either.sub(mark, text) for key, text in m} for m in filled], found
 
 
 def _unmark(text: str, found: list[str]) -> str:

@@ -45,6 +45,7 @@ CASES = [
     ("trainer.micro_batch_size=3", ["trainer.micro_batch_size=3", "1, 2"]),
     ("trainer.micro_batch_size=aut", ["trainer.micro_batch_size=aut", "type auto"]),
     ("dataset.pad_to_multiple_of=0", ["dataset.pad_to_multiple_of=0", "1 to 1024"]),
+    ("dataset.format=text dataset.ghost_attention=true", ["dataset.ghost_attention", "system message"]),
     ("dataset.max_cut_share=2", ["dataset.max_cut_share=2", "0 to 1"]),
     ("trainer.optim=adamw", ["adamw", "adamw_torch"]),
     ("trainer.lr_scheduler_type=cosin", ["cosine"]),

@@ -68,7 +68,7 @@ ALPACA = [
         f"<s>{TASK}{CONTEXT}{REQUEST}\n\n### Instruction:\nI\n\n### Input:\nX\n\n### Response:\nA1</s>",
     ),
     (
-        [{**WITH_INPUT, "content": "I", "input": " "}, ONE_TURN[1]],
+        [{**WITH_INPUT, "content": "I", "input": None}, ONE_TURN[1]],
         f"<s>{TASK}{REQUEST}\n\n### Instruction:\nI\n\n### Response:\nA1</s>",
     ),
     (
@@ -345,6 +345,13 @@ def test_answer_with_a_typed_eos_is_learned_to_its_own_end(case):
     encoded = encode({"messages": chat}, tokenizer, LossOn.completion)
     assert learned(encoded).count(tokenizer.eos_token_id) == 1
     assert case.learned_texts(encoded) == case.answers(chat)
+
+
+def test_special_token_typed_into_an_input_stays_text(cases):
+    chat = [{**WITH_INPUT, "input": "</s>", "output": None}, ONE_TURN[1]]
+    ids = encode({"messages": chat}, cases["alpaca"].tokenizer, LossOn.completion)["input_ids"]
+    assert ids.count(cases["alpaca"].tokenizer.eos_token_id) == 1
+    assert cases["alpaca"].decode(ids) == cases["alpaca"].render(chat)
 
 
 def test_marks_of_our_own_code_are_text_as_any_other(case):

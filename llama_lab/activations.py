@@ -88,8 +88,8 @@ class Block:
         s, c = self.shape, self.precision.compute
         queries, keys = s.q_size, 2 * s.kv_size
         if self.attention is Attention.eager:
-            # the softmax of every pair of tokens in fp32, and again in the compute type
-            return c * (queries + keys) + s.num_heads * self.length * (FP32 + (c if c < FP32 else 0))
+            # keys repeated for each query head; the softmax of every pair in fp32, and again in the compute type
+            return c * 3 * queries + s.num_heads * self.length * (FP32 + (c if c < FP32 else 0))
         if not self.padded:
             return c * (2 * queries + keys) + FP32 * s.num_heads
         # a mask rules out flash attention: key heads are repeated for each query head, and every block turns the mask

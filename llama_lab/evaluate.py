@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,10 @@ from llama_lab.results import Score
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+
+MAX_TOKENS = 2048
+"""Of a batch of held-out rows, padding included: the logits of so many tokens of a Llama-2 take 0.3 GiB."""
 
 
 def score(
@@ -50,15 +54,25 @@ def held_out_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, valid: S
     model.eval()
     collate = Collator(pad_token_id=tokenizer.pad_token_id)
     tokens = valid.tokens
-    # rows of like length together, read from the disk a batch at a time
-    order = sorted(range(len(tokens)), key=[len(ids) for ids in tokens["input_ids"]].__getitem__)
     total, count = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        batch = collate([tokens[i] for i in order[start : start + batch_size]])
+    for indices in _batches([len(ids) for ids in tokens["input_ids"]], batch_size):
+        batch = collate([tokens[i] for i in indices])
         losses, learned = summed_loss(model, **{name: tensor.to(model.device) for name, tensor in batch.items()})
         total, count = total + losses.item(), count + int(learned)
     model.train(was_training)
     return total / count if count else math.nan
+
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Rows of like length together; long ones fewer at once, since their logits are the largest tensor of a run."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[row] > MAX_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def exact_match(given: list[str], wanted: list[str]) -> float:

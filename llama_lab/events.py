@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import Protocol
 
 
+class Pruned(Exception):
+    """What a listener raises to end the training early; the run is then pruned, which is no failure."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
 class Listener(Protocol):
     """Hears what happens in training. Steps are optimizer steps, counted from 1."""
 

@@ -215,7 +215,8 @@ class _Run:
     @property
     def step(self) -> int:
         """PyTorch's own AdamW takes the root of all second moments at once; the others go tensor by tensor."""
-        return self.gradients if self.config.trainer.optim is Optimizer.adamw_torch else FP32 * max(self.tensors, default=0)
+        at_once = self.config.trainer.optim is Optimizer.adamw_torch
+        return FP32 * (sum(self.tensors) if at_once else max(self.tensors, default=0))
 
 
 def rows_at_once(trainer: TrainerSettings) -> int:

@@ -72,9 +72,15 @@ class RunDir:
         """
         return _read_json(self.result, f"{self.path} has no result yet")
 
-    def write_result(self, result: Result | None, *, status: str, error: str | None = None) -> None:
-        """Write result.json; `status` is ok, failed, pruned or infeasible."""
-        numbers = result.as_json() if result else {}
+    def write_result(
+        self, result: Result | None, *, status: str, error: str | None = None, num_steps: int | None = None
+    ) -> None:
+        """Write result.json; `status` is ok, failed, pruned or infeasible.
+
+        Args:
+            num_steps: optimizer steps of a run that was pruned.
+        """
+        numbers = result.as_json() if result else {} if num_steps is None else {"num_steps": num_steps}
         _write_json(self.result, {"schema": SCHEMA, "status": status, **numbers, "error": error})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -220,6 +220,8 @@ class DatasetSettings:
     whatever loss_on says. The answers must have been sampled for it: data/ghost.py. Llama 2, arXiv 2307.09288, 3.3."""
     max_cut_share: float = 0.25
     """The run refuses data of which more rows than this share are cut to max_length."""
+    max_empty_share: float = 0.1
+    """... of which more rows than this share are empty."""
     max_duplicate_share: float = 0.25
     """... of which more training rows than this share are copies of another."""
     max_leak_share: float = 0.1
@@ -232,7 +234,7 @@ class DatasetSettings:
             value = getattr(self, key)
             _check(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
         _check(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
-        for key in ("max_cut_share", "max_duplicate_share", "max_leak_share"):
+        for key in ("max_cut_share", "max_empty_share", "max_duplicate_share", "max_leak_share"):
             _check(0 <= getattr(self, key) <= 1, f"dataset.{key}", getattr(self, key), "type a share from 0 to 1")
         multiple = self.pad_to_multiple_of
         _check(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def _convert_gguf(model: ModelSettings, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     file = gguf_file(model)
-    with _gguf_read_once():
+    with _gguf_read_once(), redirect_stderr(io.StringIO()):  # it draws a bar of its own
         # without dequantize=True transformers 5 keeps GGUF's own quantizer: no training, no saving
         base = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"

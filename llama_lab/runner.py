@@ -28,8 +28,8 @@ from llama_lab.generate import answer
 from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
-from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
 from llama_lab.micro_batch import Rows, resolve
+from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
@@ -104,6 +104,8 @@ def _load(
         tokenizer = load_tokenizer(config.model)
         splits = build_splits(config.dataset, tokenizer, seed=config.seed)
         findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
+    sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
+    display.note(f"Rows ({splits.format}): {sizes}")
     for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:
         display.note(f"Note: {note}.")
     stop_on_failure(findings)

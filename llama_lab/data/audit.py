@@ -222,28 +222,23 @@ def _vocabulary(max_id: int, num_tokens: int, vocab_size: int) -> Finding:
 
 
 def _shares(splits: Splits, train: SplitNumbers, valid: SplitNumbers, dataset: DatasetSettings) -> list[Finding]:
-    total = len(train.lengths)
+    total, counts = len(train.lengths), splits.train.counts
     num_copies = total - len(np.unique(train.hashes))
-    leaking = np.flatnonzero(np.isin(valid.prompt_hashes, train.prompt_hashes)).tolist()
-    return [
-        _share("empty rows", splits.train.counts.num_empty, splits.train.counts.num_read, 1, "", "are empty"),
-        _share("cut rows", splits.train.num_cut, total, dataset.max_cut_share, "max_cut_share", "are cut"),
-        _share("duplicates", num_copies, total, dataset.max_duplicate_share, "max_duplicate_share", "come again"),
-        _share(
-            "leaks",
-            len(leaking),
-            len(valid.lengths),
-            dataset.max_leak_share,
-            "max_leak_share",
-            "ask what a training row asks",
-            kind="held-out",
-        ),
-    ]
+    leaking = int(np.isin(valid.prompt_hashes, train.prompt_hashes).sum())
+    lost = counts.num_tokens_cut / max(counts.num_tokens + counts.num_tokens_cut, 1)
+    cut = f"are cut ({lost:.1%} of the tokens)" if counts.num_cut else "are cut"
+    shares = (
+        ("empty rows", counts.num_empty, counts.num_read, "max_empty_share", "training rows are empty"),
+        ("cut rows", counts.num_cut, total, "max_cut_share", f"training rows {cut}"),
+        ("duplicates", num_copies, total, "max_duplicate_share", "training rows come again"),
+        ("leaks", leaking, len(valid.lengths), "max_leak_share", "held-out rows ask what a training row asks"),
+    )
+    return [_share(check, num, of, key, getattr(dataset, key), what) for check, num, of, key, what in shares]
 
 
-def _share(check: str, num: int, total: int, limit: float, key: str, what: str, *, kind: str = "training") -> Finding:
+def _share(check: str, num: int, total: int, key: str, limit: float, what: str) -> Finding:
     level = Level.ok if not num else Level.failure if num > limit * total else Level.warning
-    message = f"{num} of {total} {kind} rows {what}"
+    message = f"{num:,} of {total:,} {what}"
     if level is Level.failure:
         message += f", more than dataset.{key}={limit:g} allows"
     return Finding(level=level, check=check, message=message)

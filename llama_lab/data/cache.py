@@ -39,7 +39,7 @@ PLACE = ("name", "path", "package", "file", "revision", "subset", "split", "eval
 
 LATER_SETTINGS = (
     *("packing", "pad_to_multiple_of", "metrics"),
-    *("max_cut_share", "max_duplicate_share", "max_leak_share"),
+    *("max_cut_share", "max_empty_share", "max_duplicate_share", "max_leak_share"),
 )
 """Settings that are read when there are tokens already."""
 

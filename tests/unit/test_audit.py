@@ -99,6 +99,15 @@ def test_rows_that_were_cut_or_split_may_lack_the_eos(tmp_path):
         assert found["EOS"].level is Level.warning, found
 
 
+def test_empty_rows_are_counted_and_too_many_fail(tmp_path):
+    empty = [{"prompt": "", "completion": " "}]
+    found, _, _ = checked(tmp_path, [*pairs(40), *empty])
+    assert found["empty rows"].level in (Level.warning, Level.ok)  # the empty one may be held out
+    found, _, _ = checked(tmp_path, [*pairs(20), *empty * 10])
+    assert found["empty rows"].level is Level.failure
+    assert "dataset.max_empty_share=0.1" in found["empty rows"].message
+
+
 def test_copies_and_leaks_are_found(tmp_path):
     found, splits, _ = checked(tmp_path, pairs(10) * 4)
     assert found["duplicates"].level is Level.failure

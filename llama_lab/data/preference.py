@@ -21,7 +21,7 @@ def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], d
     """Refuse to learn preference rows as if every answer were a good one.
 
     Raises:
-        DataError: says which trainer learns from such rows, and how the good answers alone are learned.
+        DataError: says how the good answers alone are learned.
     """
     if trainer is not TrainerName.sft:
         return
@@ -31,12 +31,12 @@ def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], d
         words = f"messages dataset.columns.messages={columns.chosen}" if whole else _good_answers(dataset)
         raise DataError(
             f"the rows are preferences ({columns.chosen}, {columns.rejected}), and trainer=sft learns one answer "
-            f"a prompt. Type trainer=dpo, or dataset.format={words} for the chosen ones."
+            f"a prompt. Type dataset.format={words} for the chosen ones."
         )
     if form is DataFormat.unpaired_preference:
         raise DataError(
             f"the rows say of each answer whether it is good ({columns.label}), and trainer=sft learns every one. Type "
-            "trainer=kto, or dataset.format=prompt_completion for all of them."
+            "dataset.format=prompt_completion for all of them."
         )
 
 

@@ -156,12 +156,12 @@ BROKEN: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     "same.jsonl": (
         jsonl({"prompt": "a", "chosen": "b", "rejected": "b"}),
         {},
-        ["preferences (chosen, rejected)", "trainer=dpo", "dataset.columns.completion=chosen"],
+        ["preferences (chosen, rejected)", "dataset.columns.completion=chosen"],
     ),
     "label.jsonl": (
         jsonl({"prompt": "a", "completion": "b", "label": "good"}),
         {"format": DataFormat.unpaired_preference},
-        ["trainer=kto"],
+        ["dataset.format=prompt_completion"],
     ),
     "no_label.jsonl": (
         jsonl({"prompt": "a", "completion": "b", "lable": True}),

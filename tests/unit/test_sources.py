@@ -221,7 +221,13 @@ PREFERENCES = [{"prompt": f"number {i}", "chosen": "yes", "rejected": "no"} for 
 VERDICTS = [{"prompt": f"number {i}", "completion": "yes", "label": i % 2 == 0} for i in range(6)]
 
 
-@pytest.mark.parametrize(("rows", "said"), [(PREFERENCES, "trainer=dpo"), (VERDICTS, "trainer=kto")])
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (PREFERENCES, "dataset.format=prompt_completion dataset.columns.completion=chosen"),
+        (VERDICTS, "dataset.format=prompt_completion"),
+    ],
+)
 def test_sft_refuses_preferences(tmp_path, read, rows, said):
     (tmp_path / "rows.jsonl").write_text(jsonl(rows))
     with pytest.raises(DataError, match=rf"rows.jsonl, row 1: .*Type {said}"):

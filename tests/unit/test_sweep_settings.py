@@ -1,0 +1,95 @@
+"""hydra.sweeper's own settings: typed, in range, and refused where they cannot work together."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from llama_lab.errors import ConfigError
+from llama_lab.sweep.samplers import make_pruner, make_sampler
+from llama_lab.sweep.settings import (
+    PRUNER_OPTIONS,
+    SAMPLER_OPTIONS,
+    Direction,
+    PrunerName,
+    PrunerSettings,
+    SamplerName,
+    SamplerSettings,
+    check_pruner,
+    sweep_settings,
+)
+
+
+def settings(**changed):
+    node = {"sampler": {"name": "tpe"}, "pruner": {"name": "none"}} | changed
+    return sweep_settings(OmegaConf.create(node))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"n_trials": 0}, "n_trials=0"),
+        ({"n_jobs": 0}, "n_jobs=0"),
+        ({"max_failure_rate": 1.5}, "from 0 to 1"),
+        ({"study_name": "a/b"}, "study_name=a/b"),
+        ({"objectives": ["eval_los"]}, "Did you mean eval_loss?"),
+        ({"constraints": {"peak_memory": 3.0}}, "peak_memory_gib"),
+        ({"baselines": [3]}, "holds 3"),
+        ({"heartbeat_s": 100.0}, "heartbeat_s"),
+        ({"pruner": {"name": "median", "reduction_factor": 3}}, "belongs to successive_halving and hyperband"),
+        ({"pruner": {"name": "hyperband", "reduction_factor": 1}}, "at least 2"),
+        ({"sampler": {"name": "random", "multivariate": True}}, "belongs to tpe"),
+        ({"sampler": {"name": "qmc", "qmc_type": "sobel"}}, "neither sobol nor halton"),
+        ({"confirm_seeds": 1}, "confirm_seeds=1"),
+    ],
+)
+def test_wrong_settings_are_refused(changed, said):
+    with pytest.raises(ConfigError) as error:
+        settings(**changed)
+    assert said in str(error.value)
+
+
+def test_direction_follows_the_objective_unless_it_is_said():
+    names = ["eval_loss", "tokens_per_s", "peak_memory_gib"]
+    assert settings().directions(names) == [Direction.minimize, Direction.maximize, Direction.minimize]
+    assert settings(direction="maximize").directions(["eval_loss"]) == [Direction.maximize]
+    assert settings(direction=["minimize", "maximize"]).directions(names[:2]) == ["minimize", "maximize"]
+    for direction, said in [("minimise", "Did you mean minimize?"), (["minimize"], "2 entries")]:
+        with pytest.raises(ConfigError) as error:
+            settings(direction=direction).directions(names[:2])
+        assert said in str(error.value)
+
+
+def test_pruner_needs_one_objective_that_is_a_loss():
+    pruned = settings(pruner={"name": "median"})
+    check_pruner(pruned, ["eval_loss"], [Direction.minimize])
+    for names, directions in [
+        (["eval_loss", "tokens_per_s"], [Direction.minimize, Direction.maximize]),
+        (["exact_match"], [Direction.maximize]),
+    ]:
+        with pytest.raises(ConfigError, match="pruner=none"):
+            check_pruner(pruned, names, directions)
+        check_pruner(settings(), names, directions)
+
+
+@pytest.mark.parametrize("name", [name for name in SamplerName if name not in (SamplerName.cmaes, SamplerName.gp)])
+def test_every_sampler_and_option_exists_in_optuna(name):
+    values = {
+        "n_startup_trials": 5,
+        "n_ei_candidates": 9,
+        "multivariate": True,
+        "population_size": 4,
+        "qmc_type": "halton",
+    }
+    options = {option: values[option] for option in SAMPLER_OPTIONS[name]}
+    assert make_sampler(SamplerSettings(name=name, **options), seed=1, number=2) is not None
+
+
+@pytest.mark.parametrize("name", PrunerName)
+def test_every_pruner_and_option_exists_in_optuna(name):
+    options = dict.fromkeys(PRUNER_OPTIONS[name], 4)
+    assert make_pruner(PrunerSettings(name=name, **options), 2, 20) is not None
+    assert make_pruner(PrunerSettings(name=name), 2, 20) is not None
+
+
+def test_a_package_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match="pip install cmaes"):
+        SamplerSettings(name=SamplerName.cmaes)

@@ -1,4 +1,4 @@
-"""Writes the numbers and samples of README.md and docs/ from the files of the runs they come from; with --check only compares.
+"""Writes the numbers of README.md and docs/ from the files of the runs they come from; with --check only compares.
 
 python docs/render.py
 """

@@ -88,8 +88,8 @@ def check_answers(dataset: DatasetSettings, form: DataFormat) -> None:
         )
     if dataset.ghost_attention:
         raise ConfigError(
-            "dataset.ghost_attention needs dialogues with a system message, and dataset.format=text is one string a row. "
-            "Type dataset.ghost_attention=false."
+            "dataset.ghost_attention needs dialogues with a system message, and dataset.format=text is one string "
+            "a row. Type dataset.ghost_attention=false."
         )
     if dataset.metrics:
         raise ConfigError("dataset.metrics needs rows with a known answer. Type dataset.metrics=[] for text.")

@@ -41,7 +41,8 @@ def test_rows_are_shown_as_they_are_learned(lab: Lab, tmp_path: Path, rows_file:
     assert len(shown) == 2
     assert all(line.count("⟦") == 1 and "</s>⟧" in line and line.count("<s>") == 1 for line in shown)
     with_ids = lab("data", *words, "--ids", cwd=tmp_path).stdout
-    assert "<s>|1" in with_ids and "</s>|2" in with_ids
+    assert "<s>|1" in with_ids
+    assert "</s>|2" in with_ids
 
 
 def test_page_needs_no_network_and_escapes_what_rows_say(lab: Lab, tmp_path: Path):
@@ -50,9 +51,11 @@ def test_page_needs_no_network_and_escapes_what_rows_say(lab: Lab, tmp_path: Pat
     done = lab("data", "model=tiny", "dataset=jsonl", f"dataset.path={file}", "--html", str(page), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     text = page.read_text()
-    assert "<script" not in text and "http" not in text
+    assert "<script" not in text
+    assert "http" not in text
     assert text.count("<h3>") == 39
-    assert 'class="learned"' in text and 'class="padding"' in text
+    assert 'class="learned"' in text
+    assert 'class="padding"' in text
 
 
 def test_warnings_have_exit_code_1(lab: Lab, tmp_path: Path):
@@ -94,7 +97,8 @@ def test_wrong_words_are_told_in_one_message(lab: Lab, tmp_path: Path, words, ex
     done = lab(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_a_model_that_cannot_be_reached_still_gets_its_memory(lab: Lab, tmp_path: Path):

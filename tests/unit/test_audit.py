@@ -109,7 +109,7 @@ def test_empty_rows_are_counted_and_too_many_fail(tmp_path):
 
 
 def test_copies_and_leaks_are_found(tmp_path):
-    found, splits, _ = checked(tmp_path, pairs(10) * 4)
+    found, _splits, _ = checked(tmp_path, pairs(10) * 4)
     assert found["duplicates"].level is Level.failure
     assert found["leaks"].level is Level.failure  # the held-out rows are copies of training rows
     found, _, _ = checked(tmp_path, [*pairs(38), *pairs(2)], "dataset.max_leak_share=1")

@@ -50,9 +50,11 @@ def test_auto_takes_the_most_that_fit_and_says_so():
 
     size = trainer.per_device_train_batch_size
     assert size < 4096
-    assert needed(size) <= free * 1.05 and needed(2 * size) > free * 0.95  # other programs come and go
+    assert needed(size) <= free * 1.05
+    assert needed(2 * size) > free * 0.95
     assert size * trainer.gradient_accumulation_steps == 4096
-    assert f"{size} rows" in note and "4096 rows" in note
+    assert f"{size} rows" in note
+    assert "4096 rows" in note
 
 
 def test_auto_refuses_what_never_fits():

@@ -40,8 +40,8 @@ def resolve(config: RunConfig, shape: ModelShape, rows: Rows) -> tuple[TrainerSe
         raise ConfigError(_too_large(config, shape, rows, name, memory, kind))
     chosen = trainer.with_micro_batch(size)
     return chosen, (
-        f"Micro-batch: {size} rows of up to {rows.longest:,} tokens at once, the most that fit in {USABLE_SHARE:.0%} of "
-        f"the {memory:.1f} GiB of {name}; {chosen.gradient_accumulation_steps} of them make a step of "
+        f"Micro-batch: {size} rows of up to {rows.longest:,} tokens at once, the most that fit in {USABLE_SHARE:.0%} "
+        f"of the {memory:.1f} GiB of {name}; {chosen.gradient_accumulation_steps} of them make a step of "
         f"{trainer.effective_batch_size} rows"
     )
 
@@ -59,7 +59,8 @@ def _memory() -> tuple[str, float, Device]:
 
 
 def _too_large(config: RunConfig, shape: ModelShape, rows: Rows, name: str, memory: float, kind: Device) -> str:
-    said = f"trainer.micro_batch_size=auto: not even one row of {rows.longest:,} tokens fits in {memory:.1f} GiB of {name}."
+    row = f"one row of {rows.longest:,} tokens"
+    said = f"trainer.micro_batch_size=auto: not even {row} fits in {memory:.1f} GiB of {name}."
     if kind is Device.cpu:
         return f"{said} Type a smaller dataset.max_length, or trainer.gradient_checkpointing=true."
     card = Card(name=name, memory_gib=memory, bf16=kind is Device.gpu)

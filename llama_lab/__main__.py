@@ -14,8 +14,9 @@ def main() -> int:
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
     try:
         return run_verb(words) if is_verb else launch(words)
-    except KeyboardInterrupt:
-        print("\nllama_lab: interrupted. Go on with: python -m llama_lab resume=RUN", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        how = str(stop) or "Go on with: python -m llama_lab resume=RUN"
+        print(f"\nllama_lab: interrupted. {how}", file=sys.stderr)
         return 130
     except Exception as error:
         return report_error(error)

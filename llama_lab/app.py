@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -29,9 +29,11 @@ from llama_lab.compose import check_grid, parse
 from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
+from llama_lab.events import Listener
 from llama_lab.explain import explain
 from llama_lab.paths import CONF_DIR
 from llama_lab.rundir import RunDir, check_run_folder
+from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -46,6 +48,8 @@ class CheckFirst(Callback):
         with _ends_the_process():
             settings = parse(_without_hydra(config))
             check_start(settings)
+            if config.hydra.sweeper._target_ == STUDY_SWEEPER:
+                print("llama_lab: this is one run. With -m it is a study: python -m llama_lab -m ...", file=sys.stderr)
             folder = _folder(config.hydra.run.dir, "hydra.run.dir")
             check_run_folder(folder, settings.trainer.resume)
             if (folder / "run.json").exists():  # to go on with, by trainer.resume=auto
@@ -54,7 +58,7 @@ class CheckFirst(Callback):
                 check_unchanged(RunDir(folder).read_lock(), settings)
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        """Check the folder and, of a grid, the runs; what another sweeper will choose is not known yet."""
+        """Check the folder and, of a grid, the runs; our own sweeper checks its study, another one's is not known."""
         with _ends_the_process():
             folder = _folder(config.hydra.sweep.dir, "hydra.sweep.dir")
             check_run_folder(folder, Resume.auto, "hydra.sweep.dir")
@@ -134,7 +138,7 @@ def resume(folder: Path, words: list[str]) -> int:
     return 0
 
 
-def run_in(config: RunConfig, folder: Path, overrides: list[str]) -> float:
+def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Sequence[Listener] = ()) -> float:
     """One run in this process; the heavy libraries are imported here, after all checks."""
     from llama_lab.process import prepare
 
@@ -144,7 +148,7 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str]) -> float:
 
     from llama_lab.runner import run
 
-    return float(run(config, folder, overrides, Console())["objective"] or "nan")
+    return float(run(config, folder, overrides, Console(), listeners)["objective"] or "nan")
 
 
 def show_help() -> None:
@@ -222,7 +226,9 @@ def _ends_the_process() -> Iterator[None]:
 
 
 def _is_from_job(error: BaseException) -> bool:
-    return any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    """Whether the error comes from a run or from a study, and not from the words that describe it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(f.f_code is job.__code__ or f.f_globals.get("__name__") == "llama_lab.sweep.drive" for f in frames)
 
 
 def _folder(value: Any, key: str) -> Path:

@@ -118,6 +118,57 @@ def _data(parser: argparse.ArgumentParser, words: list[str]) -> int:
     return data(*options)
 
 
+def _compare(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.description = (
+        "Rank runs and show only the settings that differ. Runs that differ only in their seed are one row; a winner "
+        "is called so only where it is outside the noise. `compare diff A B` is the verb diff."
+    )
+    parser.epilog = (
+        'example:\n  python -m llama_lab compare outputs/ --where "lora.r>=16 and quant=nf4" --html report.html'
+    )
+    parser.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="runs, studies, or folders above them")
+    parser.add_argument("--sort", metavar="KEY", help="rank by another number, or order by a setting")
+    parser.add_argument("--reverse", action="store_true", help="turn the order round")
+    parser.add_argument("--columns", metavar="KEY,KEY", help="show these instead")
+    parser.add_argument("--where", metavar="EXPRESSION", help='only these runs, such as "lora.r>=16 and quant=nf4"')
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "markdown"), default="table", help="default: table"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
+    parser.add_argument("--live", action="store_true", help="keep the table current while runs are running")
+    if words[:1] == ["diff"] and not Path("diff").exists():
+        return run_verb(words)
+    args = parser.parse_args(words)
+    if args.live and (args.html or args.format != "table"):
+        raise ConfigError("--live shows a table in the terminal. Leave --html and --format out.")
+    from llama_lab.compare.show import Options, compare
+
+    args.columns = [word.strip() for word in (args.columns or "").split(",") if word.strip()]
+    return compare(Options(**vars(args)))
+
+
+def _diff(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.description = "What differs between two runs: settings, data, packages, code, results, and their curves."
+    parser.epilog = "example:\n  python -m llama_lab diff outputs/study/0 outputs/study/3"
+    parser.add_argument("one", metavar="A", type=Path, help="the folder of a run")
+    parser.add_argument("other", metavar="B", type=Path, help="the folder of another one")
+    args = parser.parse_args(words)
+    from llama_lab.compare.diff import diff
+
+    return diff(args.one, args.other)
+
+
+def _dashboard(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.description = "Show a study in optuna-dashboard, on this machine's loopback address only; Ctrl-C ends it."
+    parser.epilog = "example:\n  python -m llama_lab dashboard outputs/lora_quant"
+    parser.add_argument("study", metavar="STUDY", type=Path, help="the folder of a study, such as outputs/lora_quant")
+    parser.add_argument("--port", type=_count, default=0, help="default: one that is free")
+    args = parser.parse_args(words)
+    from llama_lab.compare.dashboard import dashboard
+
+    return dashboard(args.study, args.port)
+
+
 def _data_options(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], Options]:
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="settings of the run, as without the verb")
     parser.add_argument("--rows", type=_count, default=3, help="rows to show (default: 3)")
@@ -180,6 +231,9 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {
     "plan": _plan,
     "data": _data,
+    "compare": _compare,
+    "diff": _diff,
+    "dashboard": _dashboard,
     "generate": _generate,
     "chat": _chat,
 }

@@ -1,6 +1,6 @@
 """From words to checked settings: Hydra composes the tree, `parse` turns it into dataclasses and checks them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice, product
 from math import prod
 from typing import Any, cast
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from llama_lab.checks import check_combination, check_sources
-from llama_lab.config import DatasetSettings, ModelSettings, RunConfig
+from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError
 from llama_lab.explain import explain, known_keys, unknown_key
 from llama_lab.paths import CONF_DIR
@@ -44,7 +44,7 @@ def compose_words(words: list[str]) -> RunConfig:
 
     Inside a Hydra job, the job's own search path is used, so groups of the user's are known too.
     """
-    return parse(_compose(words))
+    return parse(compose_tree(words))
 
 
 def check_grid(words: list[str], config_name: str) -> None:
@@ -55,12 +55,22 @@ def check_grid(words: list[str], config_name: str) -> None:
     Raises:
         LlamaLabError: what is wrong with the first run that cannot be right.
     """
-    sources: list[tuple[ModelSettings, DatasetSettings]] = []
-    for run in _runs_of(words):
-        config = _settings_of(_compose(list(run), config_name))
-        if (config.model, config.dataset) not in sources:  # a large file is read once
-            check_sources(config)
-            sources.append((config.model, config.dataset))
+    check_runs(_runs_of(words), config_name)
+
+
+def check_runs(runs: Iterable[Sequence[str]], config_name: str) -> list[RunConfig]:
+    """Compose and check runs by their words before the first one starts. Call it inside a Hydra job.
+
+    Raises:
+        LlamaLabError: what is wrong with the first run that cannot be right.
+    """
+    configs: list[RunConfig] = []
+    for run in runs:
+        config = _settings_of(compose_tree(list(run), config_name))
+        if not any((config.model, config.dataset) == (c.model, c.dataset) for c in configs):
+            check_sources(config)  # a large file is read once
+        configs.append(config)
+    return configs
 
 
 def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
@@ -82,7 +92,12 @@ def _values_of(override: Override) -> list[str]:
     return [str(override.input_line)]
 
 
-def _compose(words: list[str], config_name: str = "config") -> DictConfig:
+def compose_tree(words: list[str], config_name: str = "config") -> DictConfig:
+    """The tree that Hydra composes of the words, unchecked.
+
+    Raises:
+        LlamaLabError: Hydra cannot compose it.
+    """
     try:
         if GlobalHydra.instance().is_initialized():
             return compose(config_name, overrides=words)

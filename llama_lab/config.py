@@ -294,8 +294,10 @@ class TrainerSettings:
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     micro_batch_size: str | None = None
-    """Rows that go through the model at once: a number, or `auto` for the most that fit in 90% of the memory. The rows
-    of an optimizer step stay per_device_train_batch_size x gradient_accumulation_steps; null leaves these as they are."""
+    """Rows that go through the model at once: a number, or `auto` for the most that fit in 90% of the memory.
+
+    The rows of a step stay per_device_train_batch_size x gradient_accumulation_steps; null leaves these as they are.
+    """
     learning_rate: float = 2e-4
     lr_scheduler_type: Schedule = Schedule.linear
     warmup_ratio: float = 0.1

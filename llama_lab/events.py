@@ -17,8 +17,12 @@ class Pruned(Exception):
 class Listener(Protocol):
     """Hears what happens in training. Steps are optimizer steps, counted from 1."""
 
-    def started(self, start_step: int, num_steps: int) -> None:
-        """Training begins after `start_step` steps (0, or the step of the checkpoint it resumes from)."""
+    def started(self, start_step: int, num_steps: int) -> int | None:
+        """Training begins after `start_step` steps (0, or the step of the checkpoint it resumes from).
+
+        Returns:
+            Steps between two held-out losses that the listener wants where trainer.eval_steps is null; null for none.
+        """
 
     def stepped(self, step: int) -> None:
         """One optimizer step is done."""
@@ -39,9 +43,9 @@ class Listeners:
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
-    def started(self, start_step: int, num_steps: int) -> None:
-        for listener in self.listeners:
-            listener.started(start_step, num_steps)
+    def started(self, start_step: int, num_steps: int) -> int | None:
+        wanted = [listener.started(start_step, num_steps) for listener in self.listeners]
+        return min((every for every in wanted if every), default=None)
 
     def stepped(self, step: int) -> None:
         for listener in self.listeners:

@@ -19,6 +19,7 @@ from omegaconf.errors import (
 
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean, nearest
+from llama_lab.sweep.settings import PREFIX, SweepSettings
 
 ALIASES = {
     "rank": "lora.r",
@@ -57,6 +58,11 @@ ALIASES = {
     "wandb_project": "tracking.project",
     "resume_from_checkpoint": "resume",
     "output_dir": "hydra.run.dir",
+    "n_trials": "hydra.sweeper.n_trials",
+    "n_jobs": "hydra.sweeper.n_jobs",
+    "confirm": "hydra.sweeper.confirm",
+    "storage": "hydra.sweeper.storage",
+    "study_name": "hydra.sweeper.study_name",
 }
 """Words of other tools, and what they are called here."""
 
@@ -78,9 +84,20 @@ HYDRA_SAYS = {
 """What Hydra says in words of its insides, as a pattern, and what a person can do with."""
 
 
+LAUNCHER_PACKAGES = {
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""Launchers that come from pip packages."""
+
+
 def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every group and setting of the schema by its dotted name, such as `lora` and `lora.r`."""
     for name, hint in get_type_hints(node).items():
+        if name.startswith("_"):
+            continue
         yield prefix + name
         if is_dataclass(hint):
             yield from known_keys(hint, f"{prefix}{name}.")
@@ -89,6 +106,10 @@ def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 def nearest_key(key: str) -> str | None:
     """The setting that was probably meant: another tool's word, the same last name elsewhere, or a like spelling."""
     leaf = key.split(".")[-1]
+    if key.startswith(PREFIX):
+        keys = list(known_keys(SweepSettings, PREFIX))
+        same_leaf = [k for k in keys if k.split(".")[-1] == leaf]
+        return same_leaf[0] if same_leaf else nearest(key, keys)
     if leaf in ALIASES:
         return ALIASES[leaf]
     keys = [*known_keys(), "hydra.run.dir", "hydra.sweep.dir", "hydra.launcher", "hydra.sweeper", "experiment"]
@@ -99,6 +120,8 @@ def nearest_key(key: str) -> str | None:
 def unknown_key(key: str) -> ConfigError:
     """The error for a setting that does not exist, with the one that was probably meant."""
     found = nearest_key(key)
+    if found == key and key.startswith(PREFIX):
+        return ConfigError(f"{key} belongs to a study. Type hydra/sweeper=optuna as well, or search=lora_quant.")
     hint = f" Did you mean {found}?" if found else ""
     return ConfigError(f"{key} is no setting of llama_lab.{hint} All of them: python -m llama_lab --cfg job")
 
@@ -154,7 +177,13 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     if not group:
         return ConfigError(f"There is no configuration named {choice}. Leave --config-name out, or add --config-dir.")
-    options = sorted(error.options or [])
+    if group == "hydra/launcher" and choice in LAUNCHER_PACKAGES:
+        package = LAUNCHER_PACKAGES[choice]
+        return ConfigError(
+            f"hydra/launcher={choice} comes from the pip package {package}, which is not installed. "
+            f"Type: python -m pip install {package}"
+        )
+    options = sorted(set(error.options or []) - {"schema"})
     if not options:
         return ConfigError(f"{group}={choice}: there is no group {group}.{did_you_mean(group, known_keys())}")
     hint = did_you_mean(choice, options, f"{group}={{}}")
@@ -171,7 +200,7 @@ def _unreadable_word(word: str) -> ConfigError:
         return ConfigError(f"'{word}' is typed without spaces and with one =: {key.strip()}={value.strip(' =')}")
     if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")) or value.count('"') % 2:
         return ConfigError(f"'{word}' cannot be read: a bracket or a quote is not closed. {_in_quotes(key, '...')}")
-    if key.lstrip("+") not in known_keys():
+    if key.lstrip("+") not in known_keys() and not key.lstrip("+").startswith("hydra."):
         return unknown_key(key.lstrip("+"))
     return ConfigError(f"'{word}' cannot be read as KEY=VALUE. {_in_quotes(key, value)}")
 
@@ -183,7 +212,7 @@ def _in_quotes(key: str, value: str) -> str:
 def _several_values(line: str) -> ConfigError:
     word = line.partition("'")[2].rstrip("'")
     key, _, value = word.partition("=")
-    if _field_type(key) is str:
+    if field_type(key) is str:
         return ConfigError(f"{word}: these are several values; -m runs each of them. {_in_quotes(key, value)}")
     return ConfigError(f"{word}: these are several values. Run each of them: python -m llama_lab -m {word}")
 
@@ -213,7 +242,7 @@ def _wrong_type(key: str, message: str, word: str) -> ConfigError:
     if word.partition("=")[0].lstrip("+").startswith(f"{key}."):
         return unknown_key(word.partition("=")[0].lstrip("+"))
     key = key.partition("[")[0]
-    declared = _field_type(key)
+    declared = field_type(key)
     wanted = _describe(declared, key)
     if is_dataclass(declared):
         example = f"{key}.{fields(declared)[0].name}"
@@ -231,8 +260,9 @@ def _wrong_type(key: str, message: str, word: str) -> ConfigError:
     return ConfigError(f"{said}: that is not {wanted}.{hint}")
 
 
-def _field_type(key: str) -> Any:
-    node: Any = RunConfig
+def field_type(key: str) -> Any:
+    """The declared type of a setting by its dotted name; None for a name that is none."""
+    node, key = _root(key)
     for part in key.split("."):
         if not is_dataclass(node) or part not in {f.name for f in fields(node)}:
             return None
@@ -256,11 +286,16 @@ def _describe(declared: Any, key: str) -> str | None:
 
 
 def _default_of(key: str) -> Any:
-    node: Any = RunConfig
+    node, key = _root(key)
     *groups, name = key.split(".")
     for group in groups:
         node = get_type_hints(node)[group]
     return next(f.default for f in fields(node) if f.name == name)
+
+
+def _root(key: str) -> tuple[Any, str]:
+    """The schema that holds a setting, and its name in there."""
+    return (SweepSettings, key.removeprefix(PREFIX)) if key.startswith(PREFIX) else (RunConfig, key)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llama_lab.choices import Tracker, TrackingMode
 from llama_lab.config import TrackingSettings
 from llama_lab.errors import ConfigError
-from llama_lab.events import Listener
+from llama_lab.events import Listener, Pruned
 from llama_lab.report import Sample
 from llama_lab.results import Result
 from llama_lab.rundir import RunDir
@@ -107,6 +107,10 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
     try:
         yield WandbTracking(run_dir, run)
         code = 0
+    except Pruned:
+        code = 0  # not failed
+        run.tags = (*(run.tags or ()), "pruned")
+        raise
     finally:
         run.finish(exit_code=code)
 

@@ -179,6 +179,7 @@ class _Teller(TrainerCallback):
         self.losses: list[float] = []
         self.started_at = self.paused_s = 0.0
         self.ended_at: float | None = None
+        self.eval_every: int | None = None
         self.first_token = self.num_tokens = 0
 
     def seconds(self) -> float:
@@ -196,11 +197,12 @@ class _Teller(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started_at = time.monotonic()
         self.first_token = state.num_input_tokens_seen
-        self.listener.started(self.start_step, state.max_steps)
+        wanted = self.listener.started(self.start_step, state.max_steps)
+        self.eval_every = self.settings.trainer.eval_steps or wanted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.num_tokens = state.num_input_tokens_seen - self.first_token
-        every = self.settings.trainer.eval_steps
+        every = self.eval_every
         if every and state.global_step % every == 0 and state.global_step < state.max_steps:
             began = time.monotonic()
             self.listener.logged(state.global_step, self.evaluate())

@@ -13,8 +13,8 @@ from llama_lab.cli import VERBS, WordParser
 from llama_lab.errors import ConfigError
 from llama_lab.explain import known_keys, unknown_key
 
-GROUPS = ("model", "quant", "lora", "dataset", "trainer", "tracking", "experiment")
-HYDRA_GROUPS = ("hydra.sweeper", "hydra.launcher")
+GROUPS = ("model", "quant", "lora", "dataset", "trainer", "tracking", "experiment", "search")
+HYDRA_GROUPS = ("hydra.sweeper", "hydra.launcher", "hydra.sweeper.sampler", "hydra.sweeper.pruner")
 NO_CHOICE = re.compile(r"null|true|false|[-+]?[0-9.]+|[\[{(].*", re.IGNORECASE)
 """Values that Hydra reads as something else than the name of a choice."""
 
@@ -69,8 +69,10 @@ def check_word(word: str) -> None:
         raise ConfigError(f"{word}: {name} is there already. Leave the + out: {word[1:]}")
     if name in HYDRA_GROUPS and value:
         raise ConfigError(f"{word}: this is a group. Type {name.replace('.', '/')}={value}")
-    if name == "experiment" and value == "null":
-        raise ConfigError(f"{word}: no experiment is what runs without this word. Leave it out.")
+    if name in ("experiment", "search") and value == "null":
+        raise ConfigError(f"{word}: no {name} is what runs without this word. Leave it out.")
+    if name == "search" and "," in value:
+        raise ConfigError(f"{word}: these are several studies. Type one of them.")
     if name in GROUPS and equals and (not value or NO_CHOICE.fullmatch(value)):
         raise ConfigError(
             f"{word}: a group takes the name of one choice. Type {name}=CHOICE, or -m {name}=A,B for several runs; "

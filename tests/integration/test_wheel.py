@@ -48,3 +48,12 @@ def test_console_script_and_module_run_from_another_folder(installed, tmp_path, 
     done = subprocess.run(words, cwd=tmp_path, env=installed[1], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_the_sweeper_is_found_from_another_folder(installed, tmp_path):
+    words = ["-m", "search=lora_quant", "model=tiny", "lora.r=choice(8,0)"]
+    done = subprocess.run(
+        [installed[0] / "llama-lab", *words], cwd=tmp_path, env=installed[1], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "lora.r=0 is out of range" in done.stderr

@@ -146,3 +146,11 @@ def test_baselines_name_searched_settings_and_their_values():
     ]:
         with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
             space.check_baseline(wrong)
+
+
+def test_baselines_and_conditions_of_the_yaml_yield_to_the_command_line():
+    params = CONDITIONAL | {"trainer.learning_rate": "interval(1e-5,1e-3)"}
+    words = ["lora.r=4", "quant=choice(nf4,none)", "trainer.learning_rate=interval(1e-2,1e-1)"]
+    space = parse_space(params, words, only_if={"quant.double_quant": {"quant": ["nf4", "int8"]}})
+    point = {"lora.r": 8, "quant": "nf4", "quant.double_quant": True, "trainer.learning_rate": 1e-4}
+    assert space.check_baseline(point) == {"quant": "nf4", "quant.double_quant": True}

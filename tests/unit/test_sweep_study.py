@@ -140,7 +140,7 @@ def test_other_settings_are_another_study(address):
 
 def test_baseline_comes_first_and_what_it_leaves_out_is_drawn(address):
     study = opened(address)
-    study.enqueue({"c": "b"})
+    study.given = [{"c": "b"}]
     claim = study.claim()
     assert claim.number == 0
     assert claim.point["c"] == "b"
@@ -151,7 +151,7 @@ def test_owner_is_known_to_be_alive_or_dead(dead):
     assert is_alive(me()) is True
     assert is_alive(dead) is False
     host, pid, start = me().rsplit("|", 2)
-    assert is_alive(f"{host}|{pid}|{float(start) - 100:.2f}") is False  # the number was given again
+    assert is_alive(f"{host}|{pid}|{int(start) - 100}") is False  # the number was given again
     assert is_alive(f"another-{host}|{pid}|{start}") is None
 
 

@@ -1,0 +1,132 @@
+"""The process of one trial: trains, tells the study how it goes, and ends when told to or when its study is gone.
+
+It is forked from a process that has imported the libraries and done nothing else, so it starts in milliseconds and
+shares no state with any other trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from llama_lab.config import RunConfig
+from llama_lab.errors import LlamaLabError, RunError
+from llama_lab.events import Pruned
+from llama_lab.rundir import RunDir
+
+OUTPUT = "output.log"
+"""What a trial prints, in its folder."""
+FREE_FOLDER_S = 30.0
+"""So long a process that was killed may take to let its folder go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a trial's process is to do."""
+
+    config: RunConfig
+    folder: Path
+    overrides: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    """Set before anything is computed, such as CUDA_VISIBLE_DEVICES."""
+    num_threads: int | None = None
+    """Threads on the CPU; null leaves it to the libraries."""
+    num_measurements: int | None = None
+    """Held-out losses on the way where trainer.eval_steps is null; null measures none."""
+
+
+class Reporter:
+    """A listener that tells the study each held-out loss, and ends the training when the study says so."""
+
+    def __init__(self, pipe: Connection, eval_steps: int | None, num_measurements: int | None) -> None:
+        self.pipe, self.eval_steps, self.num_measurements = pipe, eval_steps, num_measurements
+
+    def started(self, start_step: int, num_steps: int) -> int | None:
+        wanted = max(1, num_steps // self.num_measurements) if self.num_measurements else None
+        self.pipe.send(("started", self.eval_steps or wanted or num_steps, num_steps))
+        return wanted
+
+    def stepped(self, step: int) -> None:
+        pass
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        if "eval/loss" not in metrics or step == 0:
+            return
+        self.pipe.send(("loss", step, metrics["eval/loss"]))
+        if self.pipe.recv():
+            raise Pruned(step, f"held-out loss {metrics['eval/loss']:.4g} at step {step}")
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+
+def work(order: Order, pipe: Connection) -> None:
+    """Do one trial in this process; the outcome is result.json and the exit code."""
+    _prepare(order)
+    try:
+        _wait_until_free(RunDir(order.folder))
+        train(order, pipe)
+    except Pruned:
+        return
+    except LlamaLabError as error:
+        logging.getLogger(__name__).exception("The trial failed")
+        print(f"llama_lab: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:
+        logging.getLogger(__name__).exception("The trial failed")
+        raise
+
+
+def train(order: Order, pipe: Connection) -> None:
+    """The run itself."""
+    from llama_lab.app import run_in
+
+    if order.num_threads:
+        import torch
+
+        torch.set_num_threads(order.num_threads)
+    reporter = Reporter(pipe, order.config.trainer.eval_steps, order.num_measurements)
+    run_in(order.config, order.folder, order.overrides, [reporter])
+
+
+def _prepare(order: Order) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the study, which ends its trials
+    os.environ.update(order.env)
+    order.folder.mkdir(parents=True, exist_ok=True)
+    output = os.open(order.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    logging.basicConfig(filename=order.folder / "llama_lab.log", level=logging.INFO, force=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A trial whose study was killed must not go on: the next start of the study takes it up."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _wait_until_free(run_dir: RunDir) -> None:
+    deadline = time.monotonic() + FREE_FOLDER_S
+    while True:
+        try:
+            with run_dir.held():
+                return
+        except RunError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

@@ -1,0 +1,130 @@
+"""What a study is, read from Hydra's tree and checked before the first trial: a typo ends here, not after an hour."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf
+
+from llama_lab.compose import check_runs
+from llama_lab.config import RunConfig
+from llama_lab.errors import ConfigError
+from llama_lab.lock import UNLOCKED
+from llama_lab.sweep.settings import Direction, SweepSettings, check_pruner, sweep_settings
+from llama_lab.sweep.space import Space, Value, parse_space
+from llama_lab.sweep.storage import storage_address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A study before its first trial."""
+
+    settings: SweepSettings
+    space: Space
+    objectives: list[str]
+    directions: list[Direction]
+    baselines: list[dict[str, Value]]
+    folder: Path
+    storage: str
+    """Address for `open_storage`."""
+    identity: dict[str, Any]
+    """What a later start must share to go on with the study."""
+    config_name: str
+    searchpath: list[str]
+    """Words that tell Hydra where the user's groups lie."""
+    own_folders: list[str]
+    """Folders of the user's groups."""
+
+
+def design_of(config: DictConfig, arguments: Sequence[str], config_loader: ConfigLoader | None) -> Design:
+    """The study that Hydra's tree and the words of the command line describe.
+
+    Args:
+        config: the whole tree, composed without the words that stand for several values.
+        arguments: the words of the command line that are the task's.
+    Raises:
+        ConfigError: a setting of hydra.sweeper or a word of the space that cannot be right.
+    """
+    settings = sweep_settings(config.hydra.sweeper)
+    space = parse_space(
+        settings.params,
+        arguments,
+        multiples=settings.multiples,
+        only_if=settings.only_if,
+        config_loader=config_loader,
+    )
+    if not space.dimensions:
+        raise ConfigError(
+            "The study has nothing to choose. Type search=lora_quant, or what is searched: 'lora.r=choice(8,16,32)' "
+            "'trainer.learning_rate=tag(log,interval(3e-5,1e-3))'."
+        )
+    objectives = settings.objectives or [str(config.objective)]
+    directions = settings.directions(objectives)
+    check_pruner(settings, objectives, directions)
+    if settings.confirm and len(objectives) > 1:
+        raise ConfigError("hydra.sweeper.confirm needs one objective. Type hydra.sweeper.confirm=0.")
+    folder = Path(str(config.hydra.sweep.dir))
+    return Design(
+        settings=settings,
+        space=space,
+        objectives=objectives,
+        directions=directions,
+        baselines=[space.check_baseline(point) for point in settings.baselines],
+        folder=folder,
+        storage=storage_address(settings.storage, folder),
+        identity=_identity(config, space, objectives, settings),
+        config_name=str(config.hydra.job.config_name or "config"),
+        own_folders=[s.path for s in config.hydra.runtime.config_sources if _is_own(s)],
+        searchpath=[w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")],
+    )
+
+
+def check_design(design: Design) -> list[RunConfig]:
+    """Compose and check runs that have every choice and both ends of every interval once. Call it inside a Hydra job.
+
+    Raises:
+        LlamaLabError: what is wrong with the first run that cannot be right.
+    """
+    runs = [[*design.searchpath, *words] for words in design.space.check_points()]
+    configs = check_runs(runs, design.config_name)
+    for name in design.objectives:
+        if name in ("exact_match", "composes") and any(name not in c.dataset.metrics for c in configs):
+            raise ConfigError(f"{name} is an objective and not measured. Type dataset.metrics=[{name}] as well.")
+    return configs
+
+
+def _identity(config: DictConfig, space: Space, objectives: list[str], settings: SweepSettings) -> dict[str, Any]:
+    """Settings that all trials share, the space, and what is measured; as it comes back from JSON."""
+    keys = [dimension.key.lstrip("+") for dimension in space.dimensions]
+    shared = {
+        key: value
+        for key, value in flat(OmegaConf.to_container(config, resolve=False, enum_to_str=True)).items()
+        if not any(is_below(key, ignored) for ignored in (*keys, *UNLOCKED, "hydra", "generation", "objective"))
+    }
+    space_now = {f"search of {name}": what for name, what in space.describe().items()}
+    rest = {"objectives": objectives, "constraints": settings.constraints}
+    identity: dict[str, Any] = json.loads(json.dumps(shared | space_now | rest))
+    return identity
+
+
+def _is_own(source: DictConfig) -> bool:
+    return source.schema == "file" and source.provider not in ("hydra", "main", "schema")
+
+
+def is_below(key: str, group: str) -> bool:
+    """Whether a setting is a group, or in it."""
+    return key == group or key.startswith(f"{group}.")
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found

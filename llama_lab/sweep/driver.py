@@ -1,0 +1,216 @@
+"""The slots of a study: each takes the next trial as soon as its own has ended, and launches it through Hydra."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from llama_lab.config import RunConfig
+from llama_lab.hub import needs_hub
+from llama_lab.sweep.design import Design
+from llama_lab.sweep.outcome import Outcome, State
+from llama_lab.sweep.owner import PARENT, beating, claim, me
+from llama_lab.sweep.rows import Row, row_of
+from llama_lab.sweep.slots import gpu_of, threads_of
+from llama_lab.sweep.study import Claim, SweepStudy
+from llama_lab.sweep.trial import CHILDREN, DEATHS, LAUNCHING, STOP, TrialTask, tell
+
+POLL_S = 0.5
+BASIC = "BasicLauncher"
+ON_THIS_MACHINE = (BASIC, "JoblibLauncher", "LocalLauncher")
+"""Launchers that leave all GPUs to every job; a cluster gives each job its own."""
+TERMINATE_S = 20.0
+"""A trial that has not ended by then is killed; it goes on from its last checkpoint in any case."""
+FEW = 5
+"""max_failure_rate is a share of at least so many trials: the first failure alone says little."""
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """Hands the trials of a study to launchers, one slot each."""
+
+    study: SweepStudy
+    launchers: Sequence[Launcher]
+    words_of: Callable[[Claim], list[str]]
+    """All words of a trial's job."""
+    in_process: bool
+    gives_gpus: bool
+    """The slots have GPUs to give."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    full: threading.Event = field(default_factory=threading.Event)
+    """No further trial is handed out."""
+    ended: list[Row] = field(default_factory=list)
+    """The trials that ended in this start."""
+
+    def run(self, show: Callable[[], None]) -> None:
+        """Run trials until all have ended, in whatever hands, or too many have failed.
+
+        Args:
+            show: called again and again meanwhile.
+        """
+        STOP.clear()
+        with _sigterm_raises(), ThreadPoolExecutor(len(self.launchers)) as pool:
+            slots = [pool.submit(self._slot, number, launcher) for number, launcher in enumerate(self.launchers)]
+            try:
+                while wait(slots, timeout=POLL_S, return_when=FIRST_EXCEPTION).not_done and not _broken(slots):
+                    show()
+            except BaseException:
+                self._interrupt()
+                raise
+            if _broken(slots):
+                self._interrupt()
+        for slot in slots:
+            slot.result()
+        show()
+
+    def failed(self) -> list[Row]:
+        """The trials of this start that failed."""
+        return [row for row in self.ended if row.state == "failed"]
+
+    def is_hopeless(self) -> bool:
+        """Whether more trials of this start have failed than max_failure_rate allows."""
+        return len(self.failed()) > self.study.settings.max_failure_rate * max(len(self.ended), FEW)
+
+    def _slot(self, number: int, launcher: Launcher) -> None:
+        while not (self.full.is_set() or STOP.is_set()):
+            with self.lock:
+                found = self.study.claim()
+            if found is None:
+                if self.study.is_over():
+                    return
+                STOP.wait(2 * POLL_S)  # what is left is in other hands; they may die
+                continue
+            self._finish(number, launcher, found)
+
+    def _finish(self, slot: int, launcher: Launcher, found: Claim) -> None:
+        """Launch a trial until it has ended, been given up, or been taken over."""
+        try:
+            while self._is_open(found):
+                error = self._launch(slot, launcher, found)
+                if self._is_open(found):
+                    self._died(found, error)
+        finally:
+            self.study.release(found.number)
+        row = row_of(self.study.storage.get_trial(found.trial_id))
+        with self.lock:
+            if row.is_over:
+                self.ended.append(row)
+            if self.is_hopeless():
+                self.full.set()
+
+    def _is_open(self, found: Claim) -> bool:
+        trial = self.study.storage.get_trial(found.trial_id)
+        return not STOP.is_set() and not trial.state.is_finished() and trial.system_attrs.get(PARENT) == me()
+
+    def _launch(self, slot: int, launcher: Launcher, found: Claim) -> str:
+        """One job; what went wrong with the job itself, if anything did."""
+        words = self.words_of(found)
+        if self.gives_gpus and (gpu := gpu_of(slot)) is not None:
+            words.append(f"++hydra.job.env_set.CUDA_VISIBLE_DEVICES='{gpu}'")
+        beat = beating(self.study.storage, found.trial_id, self.study.settings.heartbeat_s)
+        try:
+            with LAUNCHING if self.in_process else beat:
+                launcher.launch([words], initial_job_idx=found.number)
+        except Exception as error:  # a lost node, a full disk: whatever the launcher says
+            return f"{type(error).__name__}: {error}"
+        return "its job ended without a word"
+
+    def _died(self, found: Claim, error: str) -> None:
+        """The job of a trial ended and the trial did not: start it again, or give it up."""
+        from optuna.trial import Trial
+
+        trial = Trial(self.study.study, found.trial_id)
+        deaths = int(trial.user_attrs.get(DEATHS, 0)) + 1
+        trial.set_user_attr(DEATHS, deaths)
+        if deaths > self.study.settings.retries:
+            tell(trial, Outcome(state=State.failed, error=error[:500]))
+        else:
+            claim(self.study.storage, found.trial_id)
+
+    def _interrupt(self) -> None:
+        """End the trials that run; they go on at the next start."""
+        STOP.set()
+        for process in list(CHILDREN):
+            process.terminate()
+        stubborn = threading.Timer(TERMINATE_S, lambda: [process.kill() for process in list(CHILDREN)])
+        stubborn.daemon = True
+        stubborn.start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What Hydra's launchers are made from."""
+
+    tree: DictConfig
+    """The whole tree, hydra included, without the words that stand for several values."""
+    context: HydraContext
+    configs: Sequence[RunConfig]
+    """Runs of the study, from which is read what all of them need."""
+
+
+def make_driver(design: Design, study: SweepStudy, launch: Launch, words_of: Callable[[Claim], list[str]]) -> Driver:
+    """A driver with one launcher a slot, each of which runs a trial instead of Hydra's task."""
+    settings = design.settings
+    kind = str(launch.tree.hydra.launcher._target_).rpartition(".")[2]
+    task = TrialTask(
+        study_name=study.name,
+        storage=design.storage,
+        settings=study.settings,
+        objectives=design.objectives,
+        launched_by=me(),
+        in_process=kind == BASIC,
+        offline=not any(needs_hub(run) for run in launch.configs),
+        num_threads=threads_of(settings.n_jobs) if kind in ON_THIS_MACHINE else None,
+    )
+    plugins = Plugins.instance()
+    launchers = [
+        plugins.instantiate_launcher(hydra_context=launch.context, task_function=task, config=launch.tree)
+        for _ in range(settings.n_jobs)
+    ]
+    _start_ray(launchers[0])
+    return Driver(
+        study=study,
+        launchers=launchers,
+        words_of=words_of,
+        in_process=kind == BASIC,
+        gives_gpus=kind in ON_THIS_MACHINE and "CUDA_VISIBLE_DEVICES" not in launch.tree.hydra.job.env_set,
+    )
+
+
+def _broken(slots: Sequence[Future[None]]) -> bool:
+    return any(slot.done() and slot.exception() is not None for slot in slots)
+
+
+def _start_ray(launcher: Launcher) -> None:
+    """Two threads that launch first would each start a Ray of its own."""
+    settings: Any = getattr(launcher, "ray_cfg", None)
+    if settings is not None:
+        import ray
+
+        if not ray.is_initialized():
+            options: Any = OmegaConf.to_container(settings.init, resolve=True)
+            ray.init(**options)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Slurm's and Docker's way to end the study: as Ctrl-C does, so that no trial is left behind."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,292 @@
+"""The settings of a study: hydra.sweeper of `hydra/sweeper=optuna`. Nothing here imports optuna."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.util import find_spec
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from llama_lab.errors import ConfigError, did_you_mean
+from llama_lab.results import OBJECTIVES
+
+PREFIX = "hydra.sweeper."
+TARGET = "hydra_plugins.llama_lab_sweeper.OptunaSweeper"
+LARGER_IS_BETTER = ("exact_match", "composes", "tokens_per_s")
+PRUNABLE = ("eval_loss", "perplexity")
+"""Objectives that the held-out loss on the way speaks for."""
+
+
+class SamplerName(StrEnum):
+    """How the next point is chosen (Optuna's samplers)."""
+
+    tpe = "tpe"
+    random = "random"
+    nsgaii = "nsgaii"
+    qmc = "qmc"
+    gp = "gp"
+    cmaes = "cmaes"
+
+
+class PrunerName(StrEnum):
+    """Which trials are ended early (Optuna's pruners). Successive halving: arXiv 1810.05934; Hyperband: 1603.06560."""
+
+    none = "none"
+    median = "median"
+    successive_halving = "successive_halving"
+    hyperband = "hyperband"
+
+
+class Direction(StrEnum):
+    """Which end of an objective is the good one."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+SAMPLER_OPTIONS = {
+    SamplerName.tpe: ("n_startup_trials", "n_ei_candidates", "multivariate"),
+    SamplerName.random: (),
+    SamplerName.nsgaii: ("population_size",),
+    SamplerName.qmc: ("qmc_type",),
+    SamplerName.gp: ("n_startup_trials",),
+    SamplerName.cmaes: ("n_startup_trials",),
+}
+PRUNER_OPTIONS = {
+    PrunerName.none: (),
+    PrunerName.median: ("n_startup_trials", "n_warmup_steps", "interval_steps"),
+    PrunerName.successive_halving: (
+        "min_resource",
+        "reduction_factor",
+        "min_early_stopping_rate",
+        "bootstrap_count",
+    ),
+    PrunerName.hyperband: ("min_resource", "max_resource", "reduction_factor", "bootstrap_count"),
+}
+NEEDED_PACKAGES = {SamplerName.gp: "scipy", SamplerName.qmc: "scipy", SamplerName.cmaes: "cmaes"}
+
+
+@dataclass(kw_only=True)
+class SamplerSettings:
+    """hydra/sweeper/sampler. An option that is null is left to Optuna; the names are Optuna's."""
+
+    name: SamplerName = MISSING
+    n_startup_trials: int | None = None
+    """Trials that are drawn at random before the sampler learns."""
+    n_ei_candidates: int | None = None
+    multivariate: bool | None = None
+    """Model the settings together instead of one by one."""
+    population_size: int | None = None
+    qmc_type: str | None = None
+    """sobol or halton."""
+
+    def options(self) -> dict[str, Any]:
+        """What is set, by Optuna's names."""
+        return _options(self, SAMPLER_OPTIONS[self.name])
+
+    def __post_init__(self) -> None:
+        _check_options(self, "sampler", SAMPLER_OPTIONS)
+        for key in ("n_startup_trials", "n_ei_candidates", "population_size"):
+            _check_least(f"sampler.{key}", getattr(self, key), 0 if key == "n_startup_trials" else 2)
+        if self.qmc_type not in (None, "sobol", "halton"):
+            raise ConfigError(f"{PREFIX}sampler.qmc_type={self.qmc_type} is neither sobol nor halton.")
+        package = NEEDED_PACKAGES.get(self.name)
+        if package and find_spec(package) is None:
+            raise ConfigError(
+                f"hydra/sweeper/sampler={self.name} needs the package {package}, which is not installed. Type: "
+                f"python -m pip install {package}, or hydra/sweeper/sampler=tpe."
+            )
+
+
+@dataclass(kw_only=True)
+class PrunerSettings:
+    """hydra/sweeper/pruner. Steps and resources are optimizer steps; an option that is null is left to Optuna."""
+
+    name: PrunerName = MISSING
+    n_startup_trials: int | None = None
+    """Trials that must have ended before one is pruned."""
+    n_warmup_steps: int | None = None
+    interval_steps: int | None = None
+    min_resource: int | None = None
+    """The first rung; null is the first measurement on the way."""
+    max_resource: int | None = None
+    """null is the trial's last step."""
+    reduction_factor: int | None = None
+    """One trial of so many goes on from a rung."""
+    min_early_stopping_rate: int | None = None
+    bootstrap_count: int | None = None
+    """Trials that must have reached a rung before one goes on from it."""
+    num_measurements: int = 4
+    """Held-out losses on the way of a trial where trainer.eval_steps is null, the last step included."""
+
+    def options(self) -> dict[str, Any]:
+        """What is set, by Optuna's names."""
+        return _options(self, PRUNER_OPTIONS[self.name])
+
+    def __post_init__(self) -> None:
+        _check_options(self, "pruner", PRUNER_OPTIONS)
+        for key, least in (
+            ("n_startup_trials", 0),
+            ("n_warmup_steps", 0),
+            ("interval_steps", 1),
+            ("min_resource", 1),
+            ("max_resource", 1),
+            ("reduction_factor", 2),
+            ("min_early_stopping_rate", 0),
+            ("bootstrap_count", 0),
+            ("num_measurements", 2),
+        ):
+            _check_least(f"pruner.{key}", getattr(self, key), least)
+
+
+@dataclass(kw_only=True)
+class SweepSettings:
+    """hydra.sweeper: what is searched, how, and for how long."""
+
+    _target_: str = TARGET
+    study_name: str = "study"
+    """The study's name in its storage, in W&B, and of its folder outputs/NAME."""
+    storage: str | None = None
+    """null is the file study.journal in the study's folder. Else a *.journal file, an SQLAlchemy address such as
+    sqlite:///study.db or postgresql://USER@HOST/NAME, or grpc://HOST:PORT (Optuna's proxy)."""
+    sampler: SamplerSettings = MISSING
+    pruner: PrunerSettings = MISSING
+    objectives: list[str] = field(default_factory=list)
+    """Numbers of result.json; several make a Pareto front. Empty is the run's own `objective`."""
+    direction: Any = None
+    """minimize or maximize, or a list with one for each objective; null is what is good of that number."""
+    constraints: dict[str, float] = field(default_factory=dict)
+    """Largest value that a number of result.json may have: {peak_memory_gib: 24}. A trial beyond it is infeasible."""
+    n_trials: int = 20
+    """Trials of the study in all, those of earlier starts included."""
+    n_jobs: int = 1
+    """Trials at a time."""
+    max_failure_rate: float = 0.5
+    """The study stops when more of the trials of this start have failed, counted from the fifth on."""
+    retries: int = 1
+    """How often a trial whose process was killed is started again, from its last checkpoint."""
+    seed: int = 0
+    """Of the sampler. A study that is resumed draws what it would have drawn."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The search space: setting or group -> choice(...), range(...), interval(...), tag(log, interval(...)), or a list
+    of choices. Words of the command line go over it."""
+    multiples: dict[str, str] = field(default_factory=dict)
+    """{lora.alpha: lora.r}: what is drawn for lora.alpha is a factor of lora.r."""
+    only_if: dict[str, Any] = field(default_factory=dict)
+    """{quant.double_quant: {quant: [nf4, fp4]}}: a setting that is drawn only where another has one of these values."""
+    baselines: list[Any] = field(default_factory=list)
+    """Points that are tried first: [{lora.r: 16, trainer.learning_rate: 2e-4}]; what they leave out is drawn."""
+    confirm: int = 0
+    """So many of the best are trained again with other seeds, to see whether the first is better than the second."""
+    confirm_seeds: int = 3
+    """Seeds of each of them."""
+    heartbeat_s: float = 15.0
+    """Seconds between two signs of life of a trial."""
+    grace_s: float = 90.0
+    """Silence after which a trial of another machine counts as abandoned; one of this machine is known to be."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("n_trials", 1), ("n_jobs", 1), ("retries", 0), ("seed", 0), ("confirm", 0)):
+            _check_least(key, getattr(self, key), least)
+        _check_least("confirm_seeds", self.confirm_seeds, 2)
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ConfigError(f"{PREFIX}max_failure_rate={self.max_failure_rate}: type a share from 0 to 1.")
+        if not 0 < self.heartbeat_s < self.grace_s:
+            raise ConfigError(f"{PREFIX}heartbeat_s={self.heartbeat_s:g}: type more than 0 and less than grace_s.")
+        if not self.study_name.strip() or set(self.study_name) & set("/\\\0") or self.study_name.startswith("."):
+            raise ConfigError(f"{PREFIX}study_name={self.study_name}: type a name that a folder can have.")
+        for name in (*self.objectives, *self.constraints):
+            check_objective(name)
+        for point in self.baselines:
+            if not isinstance(point, dict):
+                raise ConfigError(f"{PREFIX}baselines holds {point}. A point reads {{lora.r: 16}}.")
+
+    def directions(self, objectives: list[str]) -> list[Direction]:
+        """One direction for each objective.
+
+        Raises:
+            ConfigError: `direction` is no direction, or there are not as many as objectives.
+        """
+        if self.direction is None:
+            return [Direction.maximize if name in LARGER_IS_BETTER else Direction.minimize for name in objectives]
+        words = self.direction if isinstance(self.direction, list) else [self.direction]
+        for word in words:
+            if word not in list(Direction):
+                raise ConfigError(
+                    f"{PREFIX}direction={word} is no direction.{did_you_mean(str(word), list(Direction))} "
+                    "Type minimize or maximize."
+                )
+        if len(words) != len(objectives):
+            raise ConfigError(
+                f"{PREFIX}direction has {len(words)} and {PREFIX}objectives {len(objectives)} entries. Type one "
+                "direction for each objective, or leave direction out."
+            )
+        return [Direction(word) for word in words]
+
+
+def sweep_settings(node: DictConfig) -> SweepSettings:
+    """hydra.sweeper as a checked dataclass.
+
+    Raises:
+        ConfigError: a value out of range, or settings that do not go together.
+    """
+    plain = OmegaConf.to_container(node, resolve=True)
+    merged = OmegaConf.merge(OmegaConf.structured(SweepSettings), plain)
+    return cast(SweepSettings, OmegaConf.to_object(merged))
+
+
+def check_pruner(settings: SweepSettings, objectives: list[str], directions: list[Direction]) -> None:
+    """Refuse a pruner where the held-out loss on the way does not speak for the objective.
+
+    Raises:
+        ConfigError: several objectives, or one that is no loss.
+    """
+    name = settings.pruner.name
+    if name is PrunerName.none:
+        return
+    if len(objectives) > 1:
+        raise ConfigError(
+            f"hydra/sweeper/pruner={name} needs one objective, and there are {len(objectives)}. Type "
+            "hydra/sweeper/pruner=none."
+        )
+    if objectives[0] not in PRUNABLE or directions[0] is not Direction.minimize:
+        raise ConfigError(
+            f"hydra/sweeper/pruner={name} compares held-out losses, and the objective is to {directions[0]} "
+            f"{objectives[0]}. Type hydra/sweeper/pruner=none, or objective=eval_loss."
+        )
+
+
+def check_objective(name: str) -> None:
+    """Refuse a name that is no number of result.json."""
+    if name not in OBJECTIVES:
+        raise ConfigError(
+            f"{PREFIX}objectives: {name} is no number of result.json.{did_you_mean(name, OBJECTIVES)} "
+            f"It can be: {', '.join(OBJECTIVES)}."
+        )
+
+
+def register() -> None:
+    """Make the schema known to Hydra as hydra/sweeper/schema."""
+    ConfigStore.instance().store(group="hydra/sweeper", name="schema", node=SweepSettings)
+
+
+def _options(settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def _check_options(settings: Any, group: str, table: dict[Any, tuple[str, ...]]) -> None:
+    for name in {option for options in table.values() for option in options} - set(table[settings.name]):
+        if getattr(settings, name) is not None:
+            owners = [str(owner) for owner, options in table.items() if name in options]
+            raise ConfigError(
+                f"{PREFIX}{group}.{name} belongs to {' and '.join(owners)}, and hydra/sweeper/{group} is "
+                f"{settings.name}. Leave it out, or type hydra/sweeper/{group}={owners[0]}."
+            )
+
+
+def _check_least(key: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{PREFIX}{key}={value} is out of range: type at least {least}.")

@@ -1,0 +1,324 @@
+"""The search space: Hydra's sweep syntax as dimensions that Optuna can draw from, and back to words for Hydra.
+
+A dimension can hang on another: `multiples` draws a factor of another setting, `only_if` draws nothing unless another
+setting has one of the named values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from llama_lab.errors import ConfigError, did_you_mean
+from llama_lab.explain import explain, field_type
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One setting or group that the study chooses."""
+
+    key: str
+    """As it is typed to Hydra: lora.r, quant, +dataset.columns.text."""
+    choices: tuple[Value, ...] = ()
+    words: tuple[str, ...] = ()
+    """The choices as Hydra reads them."""
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    is_int: bool = False
+    factor_of: str | None = None
+    """The setting that what is drawn is multiplied with."""
+    only_if: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Other settings and the values of them with which this one is drawn."""
+
+    @property
+    def name(self) -> str:
+        """What the study calls it: its key, or lora.alpha/lora.r for a factor."""
+        return f"{self.key}/{self.factor_of}" if self.factor_of else self.key
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The settings that must be known before this one is drawn."""
+        return (*self.only_if, *((self.factor_of,) if self.factor_of else ()))
+
+    def draw(self, trial: Trial) -> Value:
+        """The value that the study's sampler chooses, or has chosen before for this trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.is_int:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+
+    def ends(self) -> list[Value]:
+        """Values that show whether all of them are right: every choice, or both ends."""
+        if self.choices:
+            return list(self.choices)
+        ends = [self.low, self.high] if self.low != self.high else [self.low]
+        return [int(end) for end in ends] if self.is_int else list(ends)
+
+    def has(self, value: Any) -> bool:
+        """Whether the value can be drawn."""
+        if self.choices:
+            return value in self.choices
+        return not isinstance(value, bool | str) and self.low <= value <= self.high
+
+    def describe(self) -> str:
+        """One line that changes when the dimension does."""
+        what = f"choice({','.join(self.words)})" if self.choices else f"interval({self.low:g},{self.high:g})"
+        tags = [tag for tag, on in (("int", self.is_int), ("log", self.log)) if on]
+        step = f" step {self.step:g}" if self.step else ""
+        condition = f" if {json.dumps({k: list(v) for k, v in self.only_if.items()})}" if self.only_if else ""
+        return " ".join([*tags, what]) + step + condition
+
+    def word(self, value: Value, known: Mapping[str, Value]) -> str:
+        """KEY=VALUE for Hydra.
+
+        Args:
+            known: the values of all settings by key, from which that of `factor_of` is taken.
+        """
+        if self.factor_of:
+            return f"{self.key}={_number(float(str(value)) * float(str(known[self.factor_of])))}"
+        if self.choices:
+            return f"{self.key}={self.words[self.choices.index(value)]}"
+        return f"{self.key}={value!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All dimensions, parents first, and the words that every trial has."""
+
+    dimensions: tuple[Dimension, ...]
+    fixed: tuple[str, ...] = ()
+    fixed_values: Mapping[str, Value] = field(default_factory=dict)
+    """What the fixed words say, by key."""
+    typed: frozenset[str] = frozenset()
+    """Keys that the command line has taken from the YAML; baselines and conditions of the YAML may not fit them."""
+
+    def draw(self, trial: Trial) -> dict[str, Value]:
+        """The point of a trial, by the names of its dimensions; what has been drawn before is kept."""
+        point: dict[str, Value] = {}
+        for dimension in self.dimensions:
+            if self._is_active(dimension, point):
+                point[dimension.name] = dimension.draw(trial)
+        return point
+
+    def words(self, point: Mapping[str, Value]) -> list[str]:
+        """The point as words for Hydra, without the fixed ones."""
+        known = self._known(point)
+        return [d.word(point[d.name], known) for d in self.dimensions if d.name in point]
+
+    def check_points(self) -> list[list[str]]:
+        """Words of few runs in which every choice and both ends of every interval come at least once."""
+        missing = {d.key: list(d.ends()) for d in self.dimensions}
+        runs = []
+        while target := next((d for d in self.dimensions if missing[d.key]), None):
+            point, needed = dict[str, Value](), self._needed(target)
+            for dimension in self.dimensions:
+                if not self._is_active(dimension, point):
+                    continue
+                wanted = [v for v in missing[dimension.key] if v in needed.get(dimension.key, (v,))]
+                value = (wanted or needed.get(dimension.key) or dimension.ends())[0]
+                point[dimension.name] = value
+                missing[dimension.key] = [v for v in missing[dimension.key] if v != value]
+            if target.name not in point:  # no other setting ever has the values that it hangs on
+                missing[target.key] = []
+            runs.append([*self.fixed, *self.words(point)])
+        return runs
+
+    def describe(self) -> dict[str, str]:
+        """The dimensions by name; two spaces are the same if and only if these are."""
+        return {d.name: d.describe() for d in self.dimensions}
+
+    def check_baseline(self, point: Mapping[str, Any]) -> dict[str, Value]:
+        """A point to be tried first, by the names of its dimensions; what the command line has changed is left out.
+
+        Raises:
+            ConfigError: it names a setting that is not searched, or a value that its dimension does not have.
+        """
+        by_key = {d.key: d for d in self.dimensions}
+        checked: dict[str, Value] = {}
+        for key, value in point.items():
+            if key in by_key and (key not in self.typed or by_key[key].has(value)):
+                checked[by_key[key].name] = _checked(by_key[key], value)
+            elif key not in self.typed:
+                raise ConfigError(
+                    f"hydra.sweeper.baselines holds {key}, which the study does not search."
+                    f"{did_you_mean(key, by_key)} It searches: {', '.join(by_key)}."
+                )
+        return checked
+
+    def _is_active(self, dimension: Dimension, point: Mapping[str, Value]) -> bool:
+        known = self._known(point)
+        return all(key in known and known[key] in values for key, values in dimension.only_if.items())
+
+    def _known(self, point: Mapping[str, Value]) -> dict[str, Value]:
+        return dict(self.fixed_values) | {d.key: point[d.name] for d in self.dimensions if d.name in point}
+
+    def _needed(self, dimension: Dimension) -> dict[str, tuple[Value, ...]]:
+        """The values of other settings with which a dimension is drawn, those that they hang on included."""
+        needed: dict[str, tuple[Value, ...]] = {}
+        for other in self.dimensions:
+            if other.key in dimension.only_if:
+                needed |= self._needed(other) | {other.key: dimension.only_if[other.key]}
+        return needed
+
+
+def parse_space(
+    params: Mapping[str, Any],
+    arguments: Sequence[str],
+    *,
+    multiples: Mapping[str, str] | None = None,
+    only_if: Mapping[str, Mapping[str, Any]] | None = None,
+    config_loader: ConfigLoader | None = None,
+) -> Space:
+    """The space of a study.
+
+    Args:
+        params: setting -> sweep syntax, a list of choices, or one value; from the YAML.
+        arguments: words of the command line; they go over `params`.
+        multiples: see SweepSettings.multiples.
+        only_if: see SweepSettings.only_if.
+        config_loader: knows the choices of groups, for model=glob(llama*).
+    Raises:
+        ConfigError: a word that cannot be read, or one that no space can have.
+    """
+    parser = OverridesParser.create(config_loader=config_loader)
+    try:
+        overrides = parser.parse_overrides([*(_as_word(k, v) for k, v in params.items()), *arguments])
+    except HydraException as error:
+        raise explain(error) from error
+    last = {override.get_key_element(): override for override in overrides}
+    dimensions = {key: _dimension(o) for key, o in last.items() if o.is_sweep_override()}
+    fixed = {key: o for key, o in last.items() if not o.is_sweep_override()}
+    values = {key: _plain(o.value()) for key, o in fixed.items()}
+    typed = frozenset(override.get_key_element() for override in overrides[len(params) :])
+    for key, parent in (multiples or {}).items():
+        _add_condition(dimensions, values, key, parent, "multiples", factor_of=parent)
+    for key, conditions in (only_if or {}).items():
+        if not isinstance(conditions, Mapping):
+            raise ConfigError(f"hydra.sweeper.only_if: {key} needs a setting and its values: {{quant: [nf4, fp4]}}.")
+        for parent, wanted in conditions.items():
+            wanted = tuple(wanted) if isinstance(wanted, list) else (wanted,)
+            for value in wanted if parent not in typed else ():
+                _check_value(dimensions.get(parent), value, f"hydra.sweeper.only_if: {parent}")
+            _add_condition(dimensions, values, key, parent, "only_if", only_if={parent: wanted})
+    return Space(
+        dimensions=tuple(_parents_first(dimensions)),
+        fixed=tuple(str(o.input_line) for o in fixed.values()),
+        fixed_values=values,
+        typed=typed,
+    )
+
+
+def _as_word(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"{key}=choice({','.join(_quoted(item) for item in value)})"
+    return f"{key}={value}" if isinstance(value, str) else f"{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{','.join(_quoted(item) for item in value)}]"
+    return str(value)
+
+
+def _dimension(override: Override) -> Dimension:
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return _interval(override, key, value)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        numbers: list[Any] = list(override.sweep_iterator())
+        if len(numbers) > 1:
+            is_int = all(isinstance(number, int) for number in numbers)
+            low, high = sorted((numbers[0], numbers[-1]))
+            return Dimension(key=key, low=low, high=high, step=abs(value.step), is_int=is_int)
+    choices = [_plain(item) for item in override.sweep_iterator()]
+    words = [w.lower() if w in ("True", "False") else w for w in map(str, override.sweep_string_iterator())]
+    if not choices:
+        raise ConfigError(f"{override.input_line}: there is no value to choose from.")
+    return Dimension(key=key, choices=tuple(choices), words=tuple(words))
+
+
+def _interval(override: Override, key: str, value: IntervalSweep) -> Dimension:
+    word = override.input_line
+    low, high = float(value.start or 0), float(value.end or 0)
+    for tag in value.tags - {"log"}:
+        raise ConfigError(f"{word}: the tag {tag} is not known.{did_you_mean(tag, ['log'])} There is one: log.")
+    if low > high:
+        raise ConfigError(f"{word}: the interval ends before it begins. Type interval({high:g},{low:g}).")
+    if "log" in value.tags and low <= 0:
+        raise ConfigError(f"{word}: a log scale begins above 0. Type tag(log,interval(1e-5,{high:g})).")
+    # Hydra reads the ends as floats; the setting knows whether it is a whole number
+    is_int = isinstance(value.start, int) or (field_type(key) is int and low.is_integer() and high.is_integer())
+    return Dimension(key=key, low=low, high=high, log="log" in value.tags, is_int=is_int)
+
+
+def _plain(value: Any) -> Value:
+    """What Optuna can store: numbers, words, true, false and null as they are, all else as it is typed."""
+    if isinstance(value, QuotedString):
+        return value.text
+    return value if isinstance(value, bool | int | float | str | None) else json.dumps(value)
+
+
+def _add_condition(
+    dimensions: dict[str, Dimension], fixed: Mapping[str, Value], key: str, parent: str, option: str, **change: Any
+) -> None:
+    if key not in dimensions:
+        if key not in fixed:  # fixed by a word of the command line: then nothing is drawn
+            raise ConfigError(
+                f"hydra.sweeper.{option} names {key}, which the study does not search.{did_you_mean(key, dimensions)}"
+            )
+        return
+    if parent not in dimensions and parent not in fixed:
+        raise ConfigError(
+            f"hydra.sweeper.{option}: {key} hangs on {parent}, which is neither searched nor typed."
+            f"{did_you_mean(parent, [*dimensions, *fixed])} Type {parent}=VALUE as well."
+        )
+    if "only_if" in change:
+        change["only_if"] = {**dimensions[key].only_if, **change["only_if"]}
+    dimensions[key] = replace(dimensions[key], **change)
+
+
+def _checked(dimension: Dimension, value: Any) -> Value:
+    _check_value(dimension, value, f"hydra.sweeper.baselines: {dimension.key}")
+    is_float = not dimension.choices and not dimension.is_int
+    return float(value) if is_float else value
+
+
+def _check_value(dimension: Dimension | None, value: Any, where: str) -> None:
+    if dimension is not None and not dimension.has(value):
+        if dimension.choices:
+            raise ConfigError(f"{where}={value} is none of its choices: {', '.join(dimension.words)}.")
+        raise ConfigError(f"{where}={value} is outside of {dimension.describe()}.")
+
+
+def _parents_first(dimensions: Mapping[str, Dimension]) -> Iterable[Dimension]:
+    left, placed = dict(dimensions), set[str]()
+    while left:
+        ready = [key for key, d in left.items() if all(p in placed or p not in dimensions for p in d.parents)]
+        if not ready:
+            raise ConfigError(
+                f"hydra.sweeper: {' and '.join(left)} hang on each other. Take one of the conditions out."
+            )
+        for key in ready:
+            placed.add(key)
+            yield left.pop(key)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)

@@ -1,0 +1,138 @@
+"""Where a study is kept: a journal file, a database, or Optuna's gRPC proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_lab.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+JOURNAL = "study.journal"
+LOCK_GRACE_S = 10
+"""A writer holds the journal's lock for milliseconds; one that was killed holds it so long."""
+PARALLEL_CREATION = ("exist", "duplicate", "unique")
+"""What a database says when two processes create its tables at once."""
+
+
+def storage_address(storage: str | None, folder: Path) -> str:
+    """The storage by an address that holds in every folder and process.
+
+    Args:
+        storage: hydra.sweeper.storage.
+        folder: the study's.
+    Raises:
+        ConfigError: it is neither a journal file nor an address.
+    """
+    if storage is None:
+        return str((folder / JOURNAL).resolve())
+    if "://" not in storage:
+        if not storage.endswith((".journal", ".log")):
+            raise ConfigError(
+                f"hydra.sweeper.storage={storage} is neither a file NAME.journal nor an address such as "
+                f"sqlite:///study.db, postgresql://USER@HOST/NAME or grpc://HOST:PORT. Type "
+                f"hydra.sweeper.storage={storage}.journal"
+            )
+        return str(Path(storage).expanduser().resolve())
+    kind, _, rest = storage.partition("://")
+    if kind == "grpc" and not rest.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"hydra.sweeper.storage={storage} has no port. Type grpc://HOST:PORT.")
+    if kind == "sqlite" and rest.startswith("/") and not rest.startswith("//"):
+        return f"sqlite:///{Path(rest[1:]).resolve()}"
+    return storage
+
+
+def shown_address(address: str) -> str:
+    """The address without the password that may stand in it."""
+    return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", address)
+
+
+def open_storage(address: str) -> BaseStorage:
+    """The storage at an address that `storage_address` gave.
+
+    Raises:
+        RunError: it cannot be reached or read.
+        ConfigError: the package that speaks with it is not installed.
+    """
+    shown = shown_address(address)
+    try:
+        return _open(address)
+    except ImportError as error:
+        package = error.name or getattr(error.__cause__, "name", None)  # Optuna raises one of its own for drivers
+        raise ConfigError(
+            f"hydra.sweeper.storage={shown} needs the package {package}, which is not installed. Type: "
+            f"python -m pip install {package}"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{shown} is no journal of a study, or damaged: {error}. Name another file.") from error
+    except OSError as error:
+        raise RunError(f"hydra.sweeper.storage={shown} cannot be opened: {error.strerror or error}.") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("sqlalchemy", "psycopg", "grpc")):
+            reason = shown_address(str(error).splitlines()[0])
+            raise RunError(f"hydra.sweeper.storage={shown} cannot be reached: {reason}.") from error
+        raise
+
+
+def _open(address: str) -> BaseStorage:
+    from optuna import storages
+
+    if "://" not in address:
+        Path(address).parent.mkdir(parents=True, exist_ok=True)
+        return storages.JournalStorage(_mending_journal(address))
+    kind, _, rest = address.partition("://")
+    if kind == "grpc":
+        host, _, port = rest.rpartition(":")
+        return storages.GrpcStorageProxy(host=host, port=int(port))
+    # a second writer of an sqlite file waits; a database may have closed an idle connection
+    engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    for attempt in range(5):
+        try:
+            return storages.RDBStorage(address, engine_kwargs=engine)
+        except Exception as error:
+            if attempt == 4 or not any(word in str(error).lower() for word in PARALLEL_CREATION):
+                raise
+            time.sleep(0.3 * (attempt + 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _mending_journal(path: str) -> Any:
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    class MendingJournal(JournalFileBackend):
+        """Optuna's journal file, but half a record that a killed writer left is cut off instead of written on."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            self._lock.acquire()
+            try:
+                cut_half_record(self._file_path)
+                lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+                with open(self._file_path, "ab") as file:
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:
+                self._lock.release()
+
+    return MendingJournal(path, lock_obj=JournalFileSymlinkLock(path, grace_period=LOCK_GRACE_S))
+
+
+def cut_half_record(path: str) -> int:
+    """Cut what follows the last newline; call it under the journal's lock. The number of bytes that were cut."""
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return 0
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return 0
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        return size - whole

@@ -1,0 +1,266 @@
+"""What Hydra's launcher runs, in whatever process and on whatever machine: one trial, in a fresh process of its own.
+
+The job binds the trial to its number (job N is trial N), gives signs of life, passes the held-out losses on to the
+study, and tells the outcome. It never raises: the study goes on with its other trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from llama_lab.errors import LlamaLabError
+from llama_lab.rundir import RunDir
+from llama_lab.sweep import child
+from llama_lab.sweep.outcome import SETTINGS, Outcome, State, outcome_of, recorded
+from llama_lab.sweep.owner import PARENT, beating, take
+from llama_lab.sweep.settings import PrunerName, SweepSettings
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+    from optuna.storages import BaseStorage
+    from optuna.trial import Trial
+
+log = logging.getLogger(__name__)
+
+LAUNCHING = threading.Lock()
+"""Hydra's basic launcher sets globals of the process. Whoever launches through it holds this lock; a job lets it go
+while its trial trains."""
+STOP = threading.Event()
+"""Set when the study is interrupted: trials that end now are not told, they go on at the next start."""
+CHILDREN: set[Any] = set()
+"""The processes of this process's trials."""
+DEATHS = "deaths"
+"""User attribute: how often the trial's process was killed."""
+DETAILS = "details"
+"""User attribute: what the study keeps of a trial beside its values."""
+
+
+@dataclass(kw_only=True)
+class TrialTask:
+    """The task that launchers get instead of llama_lab.app.job; it is pickled to where the job runs."""
+
+    study_name: str
+    storage: str
+    settings: SweepSettings
+    objectives: list[str]
+    launched_by: str
+    """The process that hands out the trials."""
+    in_process: bool
+    """The launcher runs the job in the process that hands out the trials (Hydra's basic one)."""
+    offline: bool
+    """No trial needs the hub."""
+    num_threads: int | None = None
+    work: Callable[[child.Order, Connection], None] = field(default=child.work)
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Do the trial whose number the job has; returns its first objective."""
+        hydra_cfg = HydraConfig.get()
+        number, folder = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir)
+        overrides, env = list(hydra_cfg.overrides.task), dict(hydra_cfg.job.env_set)
+        trial, storage = self._trial(number)
+        if not self._is_ours(trial, storage):
+            log.info("Trial %d is done, or in other hands.", number)
+            return None
+        take(storage, trial._trial_id)
+        with self._alone(), beating(storage, trial._trial_id, self.settings.heartbeat_s):
+            outcome = self._outcome(cfg, trial, folder, overrides, env)
+        if outcome is None:
+            return None
+        tell(trial, outcome)
+        return outcome.values[0] if outcome.values else None
+
+    def _trial(self, number: int) -> tuple[Trial, BaseStorage]:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = _opened(self.storage)
+        study = optuna.load_study(
+            study_name=self.study_name,
+            storage=storage,
+            sampler=optuna.samplers.RandomSampler(),  # nothing is drawn here
+            pruner=optuna.pruners.NopPruner(),
+        )
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        return optuna.trial.Trial(study, trial_id), storage
+
+    def _is_ours(self, trial: Trial, storage: BaseStorage) -> bool:
+        from optuna.trial import TrialState
+
+        frozen = storage.get_trial(trial._trial_id)
+        return frozen.state is TrialState.RUNNING and frozen.system_attrs.get(PARENT) == self.launched_by
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let the launcher start other jobs while this one's trial trains."""
+        if self.in_process:
+            LAUNCHING.release()
+        try:
+            yield
+        finally:
+            if self.in_process:
+                LAUNCHING.acquire()
+
+    def _outcome(
+        self, cfg: DictConfig, trial: Trial, folder: Path, overrides: list[str], env: Mapping[str, str]
+    ) -> Outcome | None:
+        """What became of the trial; None where the study was interrupted."""
+        from llama_lab.compose import parse
+
+        ended = outcome_of(recorded(folder), self.objectives, self.settings.constraints)
+        if ended.state is not State.failed:  # its process had ended, and was not heard
+            return ended
+        try:
+            order = child.Order(
+                config=parse(cfg),
+                folder=folder,
+                overrides=overrides,
+                env=dict(env),
+                num_threads=self.num_threads,
+                num_measurements=self._num_measurements(),
+            )
+        except LlamaLabError as error:
+            return _impossible(folder, str(error))
+        while True:
+            (folder / "result.json").unlink(missing_ok=True)  # of a start that failed
+            exit_code = self._run(order, trial)
+            if STOP.is_set():
+                return None
+            outcome = outcome_of(recorded(folder), self.objectives, self.settings.constraints, exit_code)
+            if outcome.state is not State.killed:
+                return outcome
+            deaths = int(trial.user_attrs.get(DEATHS, 0)) + 1
+            trial.set_user_attr(DEATHS, deaths)
+            if deaths > self.settings.retries:
+                return replace(outcome, state=State.failed)
+            log.warning("Trial %d: %s. It is started again.", trial.number, outcome.error)
+
+    def _num_measurements(self) -> int | None:
+        pruner = self.settings.pruner
+        return None if pruner.name is PrunerName.none else pruner.num_measurements
+
+    def _run(self, order: child.Order, trial: Trial) -> int:
+        """The exit code of the trial's process; negative is the signal that killed it."""
+        if self.offline:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+        context = _fork_server()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=self.work, args=(order, theirs), name=f"trial-{trial.number}")
+        process.start()
+        theirs.close()
+        CHILDREN.add(process)
+        try:
+            if STOP.is_set():
+                process.terminate()
+            Judge(trial, self.settings).hear(ours, process.sentinel)
+            process.join()
+        finally:
+            CHILDREN.discard(process)
+            ours.close()
+        return int(process.exitcode or 0)
+
+
+def _fork_server() -> ForkServerContext:
+    """Forks each trial from a process that has imported the libraries and done nothing else."""
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        # joblib's workers have a start method of their own, which a forked process would look for in vain
+        multiprocessing.set_start_method("forkserver", force=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llama_lab.sweep.warm"])
+    return context
+
+
+@lru_cache
+def _opened(address: str) -> BaseStorage:
+    """A storage is opened once a process: a journal is read from its start each time."""
+    from llama_lab.sweep.storage import open_storage
+
+    return open_storage(address)
+
+
+class Judge:
+    """Hears a trial's held-out losses, writes them into the study, and says whether the trial ends."""
+
+    def __init__(self, trial: Trial, settings: SweepSettings) -> None:
+        self.trial, self.settings = trial, settings
+        self.one_objective = len(trial.study.directions) == 1
+
+    def hear(self, pipe: Connection, sentinel: int) -> None:
+        """Answer until the trial's process has ended."""
+        while pipe in wait([pipe, sentinel]):
+            try:
+                kind, *told = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                return
+            if kind == "started":
+                self._started(*told)
+            else:
+                self._answer(pipe, self._is_pruned(*told))
+
+    def _started(self, first_step: int, num_steps: int) -> None:
+        from llama_lab.sweep.samplers import make_pruner
+        from llama_lab.sweep.study import STEPS
+
+        study = self.trial.study
+        steps = study.user_attrs.get(STEPS)
+        if steps is None:
+            steps = [first_step, num_steps]
+            study.set_user_attr(STEPS, steps)
+        study.pruner = make_pruner(self.settings.pruner, *steps)
+
+    def _is_pruned(self, step: int, loss: float) -> bool:
+        if not self.one_objective:
+            return False
+        _report(self.trial, step, loss)
+        return self.trial.should_prune()
+
+    def _answer(self, pipe: Connection, ends: bool) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the process died; its exit code says how
+            pipe.send(ends)
+
+
+def tell(trial: Trial, outcome: Outcome) -> None:
+    """Write the outcome into the study: numbers first, the state last, so that a finished trial has them all."""
+    from optuna.trial import TrialState
+
+    state = TrialState.FAIL
+    if outcome.values:
+        state = TrialState.COMPLETE  # also beyond a limit: the constraint says so, and samplers learn from both
+    elif outcome.state in (State.pruned, State.infeasible):
+        state = TrialState.PRUNED
+    details: dict[str, Any] = {"state": str(outcome.state), "numbers": dict(outcome.numbers)}
+    if outcome.values:
+        details["values"] = list(outcome.values)
+    trial.set_user_attr(DETAILS, details | ({"error": outcome.error} if outcome.error else {}))
+    known = trial.constraints
+    for name, excess in outcome.constraints.items():
+        if name not in known:
+            trial.set_constraint(name, excess)
+    if state is TrialState.COMPLETE and len(outcome.values) == 1 and outcome.numbers.get("num_steps"):
+        _report(trial, int(outcome.numbers["num_steps"]), outcome.numbers["eval_loss"])
+    trial.study.tell(trial, list(outcome.values) or None, state)
+
+
+def _report(trial: Trial, step: int, loss: float) -> None:
+    """Write a held-out loss into the study; a trial that went on from a checkpoint has written some before."""
+    if step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+        trial.report(loss, step)
+
+
+def _impossible(folder: Path, error: str) -> Outcome:
+    """Settings that cannot work together: a hole in the space, which the sampler learns to avoid."""
+    RunDir(folder).write_result(None, status="infeasible", error=error)
+    return Outcome(state=State.infeasible, constraints={SETTINGS: 1.0}, error=error)

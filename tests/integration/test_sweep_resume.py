@@ -1,0 +1,115 @@
+"""A study that is killed at any moment goes on with the same command: same numbers, same folders, same points."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llama_lab.sweep.settings import Direction, PrunerSettings, SamplerSettings, SweepSettings
+from llama_lab.sweep.space import parse_space
+from llama_lab.sweep.storage import open_storage
+from llama_lab.sweep.study import open_study
+
+from .conftest import read_json, steps_logged
+from .test_sweep import LEAN, RANK, RATE, STUDY, folders, trials
+
+NUM_TRIALS, NUM_STEPS = 4, 20
+WORDS = [*LEAN, RANK, RATE, f"hydra.sweeper.n_trials={NUM_TRIALS}", "dataset.max_train_rows=160"]
+WORDS += ["trainer.logging_steps=1", "hydra.sweeper.study_name=killed"]
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill_parent(process: subprocess.Popen) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+
+
+def expected_points(folder: Path) -> list[dict]:
+    """What a study that nobody kills draws; the first trials do not depend on results."""
+    settings = SweepSettings(
+        sampler=SamplerSettings(name="tpe"), pruner=PrunerSettings(name="none"), n_trials=NUM_TRIALS
+    )
+    space = parse_space({}, [RANK, RATE])
+    storage = open_storage(str(folder / "expected.journal"))
+    study = open_study("s", storage, settings, space, directions=[Direction.minimize], n_trials=NUM_TRIALS)
+    return [study.claim().point for _ in range(NUM_TRIALS)]
+
+
+def end(lab, tmp_path: Path, how: Callable, when: Callable[[], bool], *words: str) -> int:
+    process = lab.start(*STUDY, *WORDS, *words, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not when() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()
+    how(process)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+CLAIM = """
+import sys
+from llama_lab.sweep.settings import Direction, PrunerSettings, SamplerSettings, SweepSettings
+from llama_lab.sweep.space import parse_space
+from llama_lab.sweep.storage import open_storage
+from llama_lab.sweep.study import open_study
+settings = SweepSettings(sampler=SamplerSettings(name="tpe"), pruner=PrunerSettings(name="none"))
+storage = open_storage(sys.argv[1])
+space = parse_space({}, sys.argv[2:])
+open_study("killed", storage, settings, space, directions=[Direction.minimize], n_trials=1).claim()
+"""
+
+
+def test_killed_between_the_result_and_the_study_is_not_trained_again(lab, tmp_path):
+    study = tmp_path / "outputs" / "killed"
+    (study / "0").mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", CLAIM, study / "study.journal", RANK, RATE], check=True)
+    (study / "0" / "result.json").write_text('{"schema": 1, "status": "ok", "eval_loss": 1.25, "num_steps": 20}')
+    done = lab(*STUDY, *WORDS, "hydra.sweeper.n_trials=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [(row["state"], row["eval_loss"]) for row in trials(study)] == [("done", "1.25")]
+    assert not (study / "0" / "output.log").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_loses_nothing_and_repeats_nothing(lab, tmp_path):
+    rng = random.Random(os.environ.get("LLAMA_LAB_TEST_SEED", "study"))
+    study = tmp_path / "outputs" / "killed"
+    moments = sorted(rng.sample(range(1, NUM_TRIALS * NUM_STEPS - 2), 3))
+    kinds = [kill_group, interrupt, kill_parent]
+    rng.shuffle(kinds)
+    done: dict[int, int] = {}
+
+    def is_time(moment: int) -> bool:
+        """So many steps have been taken, and a trial is under way that has a checkpoint."""
+        steps = {path: len(steps_logged(path)) for path in study.glob("[0-9]*")}
+        return sum(steps.values()) >= moment and any(3 <= num < NUM_STEPS - 1 for num in steps.values())
+
+    for moment, how in zip(moments, kinds, strict=True):
+        code = end(lab, tmp_path, how, lambda moment=moment: is_time(moment), "hydra.sweeper.n_jobs=2")
+        assert code == (130 if how is interrupt else -signal.SIGKILL)
+        results = {n: study / str(n) / "result.json" for n in folders(study)}
+        ok = {n: path for n, path in results.items() if path.exists() and read_json(path)["status"] == "ok"}
+        done |= {n: path.stat().st_mtime_ns for n, path in ok.items() if n not in done}
+    last = lab(*STUDY, *WORDS, cwd=tmp_path)
+    assert last.returncode == 0, last.stdout + last.stderr
+    rows = trials(study)
+    assert [row["state"] for row in rows] == ["done"] * NUM_TRIALS
+    assert [int(row["trial"]) for row in rows] == folders(study) == list(range(NUM_TRIALS))
+    assert {n: (study / str(n) / "result.json").stat().st_mtime_ns for n in done} == done
+    drawn = [{"lora.r": int(r["lora.r"]), "trainer.learning_rate": float(r["trainer.learning_rate"])} for r in rows]
+    assert drawn == expected_points(tmp_path)
+    assert {row["deaths"] for row in rows} == {"0"}
+    assert any("Going on from the checkpoint" in (study / str(n) / "output.log").read_text() for n in range(NUM_TRIALS))
+    assert all(read_json(study / str(n) / "result.json")["num_steps"] == NUM_STEPS for n in range(NUM_TRIALS))

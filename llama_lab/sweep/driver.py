@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
@@ -120,9 +121,11 @@ class Driver:
         beat = beating(self.study.storage, found.trial_id, self.study.settings.heartbeat_s)
         try:
             with LAUNCHING if self.in_process else beat:
-                launcher.launch([words], initial_job_idx=found.number)
+                job = launcher.launch([words], initial_job_idx=found.number)[0]
         except Exception as error:  # a lost node, a full disk: whatever the launcher says
             return f"{type(error).__name__}: {error}"
+        if job.status is JobStatus.FAILED:
+            return f"{type(job._return_value).__name__}: {job._return_value}"
         return "its job ended without a word"
 
     def _died(self, found: Claim, error: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 LOCK_GRACE_S = 10
 """A writer holds the journal's lock for milliseconds; one that was killed holds it so long."""
+CONNECT_S = 10
+"""A gRPC proxy that does not answer by then is not there."""
 PARALLEL_CREATION = ("exist", "duplicate", "unique")
 """What a database says when two processes create its tables at once."""
 
@@ -75,7 +78,7 @@ def open_storage(address: str) -> BaseStorage:
         raise RunError(f"hydra.sweeper.storage={shown} cannot be opened: {error.strerror or error}.") from error
     except Exception as error:
         if type(error).__module__.startswith(("sqlalchemy", "psycopg", "grpc")):
-            reason = shown_address(str(error).splitlines()[0])
+            reason = shown_address(str(error).partition("\n")[0]) or type(error).__name__
             raise RunError(f"hydra.sweeper.storage={shown} cannot be reached: {reason}.") from error
         raise
 
@@ -89,7 +92,11 @@ def _open(address: str) -> BaseStorage:
     kind, _, rest = address.partition("://")
     if kind == "grpc":
         host, _, port = rest.rpartition(":")
-        return storages.GrpcStorageProxy(host=host, port=int(port))
+        with warnings.catch_warnings():  # that it is experimental
+            warnings.simplefilter("ignore")
+            proxy = storages.GrpcStorageProxy(host=host, port=int(port))
+        proxy.wait_server_ready(timeout=CONNECT_S)
+        return proxy
     # a second writer of an sqlite file waits; a database may have closed an idle connection
     engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     for attempt in range(5):

@@ -1,15 +1,20 @@
 """Studies by their real commands: pruned, side by side, with failures, several objectives, and checked first."""
 
 import csv
+import functools
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -228,16 +233,48 @@ def test_typo_ends_before_the_first_trial(environment, tmp_path, words, said):
     assert not list(tmp_path.iterdir())
 
 
-def test_two_machines_work_on_one_study(lab, tmp_path):
-    words = [*LEAN, RANK, RATE, "hydra.sweeper.n_trials=5"]
-    both = [lab.start(*STUDY, *words, cwd=tmp_path) for _ in range(2)]
+@pytest.fixture
+def postgres(tmp_path) -> Iterator[str]:
+    """Address of a PostgreSQL of the test's own, from the programs of Debian's package."""
+    pytest.importorskip("psycopg")
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        if user:
+            shutil.chown(folder, user)
+        data = ["-D", f"{folder}/data"]
+        options = ["-o", f"-p {port} -k {folder}", "-l", f"{folder}/log", "-w"]
+        run = functools.partial(subprocess.run, check=True, user=user, cwd="/", capture_output=True)
+        run([programs / "initdb", *data, "-U", "lab", "--auth=trust"])
+        run([programs / "pg_ctl", *data, *options, "start"])
+        yield f"postgresql://lab@127.0.0.1:{port}/postgres"
+        run([programs / "pg_ctl", *data, "-m", "immediate", "stop"])
+
+
+def work_together(lab, cwd: Path, *words: str) -> None:
+    words = (*LEAN, RANK, RATE, "hydra.sweeper.n_trials=5", *words)
+    both = [lab.start(*STUDY, *words, cwd=cwd) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
         assert "5 trials: 5 done" in out
-    study = tmp_path / "outputs" / "study"
+    study = cwd / "outputs" / "study"
     assert folders(study) == list(range(5))
     assert all((study / str(n) / "output.log").read_text().count("Adapter: ") == 1 for n in range(5))  # none twice
+
+
+def test_two_machines_work_on_one_journal(lab, tmp_path):
+    work_together(lab, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_machines_work_on_one_database(lab, tmp_path, postgres):
+    work_together(lab, tmp_path, f"hydra.sweeper.storage={postgres}")
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ JOINS = ((" ", " "), (" ", " and "), (", ", ", "))
 
 # How many settings a row has beside model and data. Mostly few: the rows are short, since two cores learn them in a
 # minute.
-NUM_MORE = (*[0] * 4, *[1] * 7, *[2] * 5)
+NUM_MORE = (*[0] * 6, *[1] * 7, *[2] * 3)
 IN_LOWER_CASE = (*[False] * 3, True)
 
 
@@ -143,7 +143,7 @@ def check_words(conf_dir: Path) -> None:
 class Deck(Generic[T]):
     """Cards dealt in random order, each once before any comes again.
 
-    So the first 272 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
+    So the first 288 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
     """
 
     def __init__(self, rng: Random, cards: Iterable[T]) -> None:

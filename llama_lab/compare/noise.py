@@ -41,7 +41,7 @@ def _of_tested(rows: Sequence[Row], key: str, name: str, is_all: bool) -> list[s
     Args:
         is_all: no row has one seed alone; one that has might be better still, so there is no winner beside it.
     """
-    from llama_lab.sweep.confirm import SIGNIFICANT, welch_p
+    from llama_lab.sweep.welch import SIGNIFICANT, welch_p
 
     first, *others = rows
     p_values = [welch_p(first.numbers[key].values, row.numbers[key].values) for row in others]

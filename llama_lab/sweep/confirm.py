@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_lab.sweep.design import Design
+from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.driver import Launch, make_driver
+from llama_lab.sweep.methods import PrunerName, PrunerSettings, SamplerName, SamplerSettings
 from llama_lab.sweep.rows import Row, row_of, settings_line, short_names, shown
-from llama_lab.sweep.settings import Direction, PrunerName, PrunerSettings, SamplerName, SamplerSettings
-from llama_lab.sweep.space import Value
+from llama_lab.sweep.settings import Direction
 from llama_lab.sweep.study import Claim, SweepStudy, open_study
+from llama_lab.sweep.welch import SIGNIFICANT, welch_p
 from llama_lab.sweep.words import trial_words
 
-SIGNIFICANT = 0.05
 FOLDER = "confirm"
 
 
@@ -144,26 +145,3 @@ def verdict(first: Confirmed, second: Confirmed) -> str:
     if p < SIGNIFICANT:
         return f"Trial {first.row.number} is better than trial {second.row.number} ({told})."
     return f"Trial {first.row.number} and trial {second.row.number} are within noise of each other ({told})."
-
-
-def welch_p(one: Sequence[float], other: Sequence[float]) -> float:
-    """Two-sided p value of Welch's t test; NaN where one of the samples has less than two values."""
-    if min(len(one), len(other)) < 2:
-        return math.nan
-    a, b = statistics.variance(one) / len(one), statistics.variance(other) / len(other)
-    difference = abs(statistics.fmean(one) - statistics.fmean(other))
-    if a + b == 0:
-        return 1.0 if difference == 0 else 0.0
-    degrees = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
-    return _two_sided(difference / math.sqrt(a + b), degrees)
-
-
-def _two_sided(t: float, degrees: float) -> float:
-    """Share of Student's t distribution beyond t on both sides, by Simpson's rule over the angle atan(t / sqrt(df))."""
-    # with t = sqrt(df) tan(x) the density becomes c cos(x)^(df - 1) on a finite interval
-    c = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-    low, high, n = math.atan(t / math.sqrt(degrees)), math.pi / 2, 2000
-    step = (high - low) / n
-    heights = [max(math.cos(low + i * step), 0.0) ** (degrees - 1) for i in range(n + 1)]
-    weights = [1 if i in (0, n) else 4 if i % 2 else 2 for i in range(n + 1)]
-    return min(1.0, 2 * c * step / 3 * sum(w * h for w, h in zip(weights, heights, strict=True)))

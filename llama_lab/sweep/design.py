@@ -15,8 +15,9 @@ from llama_lab.compose import check_runs
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.lock import UNLOCKED
+from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.settings import Direction, SweepSettings, check_pruner, sweep_settings
-from llama_lab.sweep.space import Space, Value, parse_space
+from llama_lab.sweep.space import Space, parse_space
 from llama_lab.sweep.storage import storage_address
 
 

@@ -12,8 +12,8 @@ from llama_lab.sweep.confirm import confirm, show_confirmed
 from llama_lab.sweep.design import Design
 from llama_lab.sweep.driver import Driver, Launch, make_driver
 from llama_lab.sweep.files import BEST, TRIALS, StudyFiles, best_command, winning_words, words_command
+from llama_lab.sweep.methods import PrunerName
 from llama_lab.sweep.rows import Row, ranked, row_of
-from llama_lab.sweep.settings import PrunerName
 from llama_lab.sweep.show import Board, show_end, study_console
 from llama_lab.sweep.storage import open_storage
 from llama_lab.sweep.study import SweepStudy, open_study

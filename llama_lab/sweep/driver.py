@@ -14,17 +14,18 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from llama_lab.config import RunConfig
 from llama_lab.hub import needs_hub
 from llama_lab.sweep.design import Design
+from llama_lab.sweep.judge import tell
 from llama_lab.sweep.outcome import Outcome, State
 from llama_lab.sweep.owner import PARENT, beating, claim, me
 from llama_lab.sweep.rows import Row, row_of
 from llama_lab.sweep.slots import gpu_of, threads_of
 from llama_lab.sweep.study import Claim, SweepStudy
-from llama_lab.sweep.trial import CHILDREN, DEATHS, LAUNCHING, STOP, TrialTask, tell
+from llama_lab.sweep.trial import CHILDREN, DEATHS, LAUNCHING, STOP, TrialTask
 
 POLL_S = 0.5
 BASIC = "BasicLauncher"
@@ -180,7 +181,10 @@ def make_driver(design: Design, study: SweepStudy, launch: Launch, words_of: Cal
         plugins.instantiate_launcher(hydra_context=launch.context, task_function=task, config=launch.tree)
         for _ in range(settings.n_jobs)
     ]
-    _start_ray(launchers[0])
+    if hasattr(launchers[0], "ray_cfg"):
+        from llama_lab.sweep.rays import start_ray
+
+        start_ray(launchers[0].ray_cfg)
     return Driver(
         study=study,
         launchers=launchers,
@@ -192,17 +196,6 @@ def make_driver(design: Design, study: SweepStudy, launch: Launch, words_of: Cal
 
 def _broken(slots: Sequence[Future[None]]) -> bool:
     return any(slot.done() and slot.exception() is not None for slot in slots)
-
-
-def _start_ray(launcher: Launcher) -> None:
-    """Two threads that launch first would each start a Ray of its own."""
-    settings: Any = getattr(launcher, "ray_cfg", None)
-    if settings is not None:
-        import ray
-
-        if not ray.is_initialized():
-            options: Any = OmegaConf.to_container(settings.init, resolve=True)
-            ray.init(**options)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llama_lab.sweep.dimension import Value
+from llama_lab.sweep.judge import DETAILS
 from llama_lab.sweep.settings import Direction
-from llama_lab.sweep.space import Value
-from llama_lab.sweep.trial import DEATHS, DETAILS
+from llama_lab.sweep.trial import DEATHS
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

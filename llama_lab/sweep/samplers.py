@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.sweep.settings import PrunerName, PrunerSettings, SamplerName, SamplerSettings
+from llama_lab.sweep.methods import PrunerName, PrunerSettings, SamplerName, SamplerSettings
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -12,32 +11,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from llama_lab.errors import ConfigError, did_you_mean
 from llama_lab.results import OBJECTIVES
+from llama_lab.sweep.methods import PREFIX, PrunerName, PrunerSettings, SamplerSettings, check_least
 
-PREFIX = "hydra.sweeper."
 TARGET = "hydra_plugins.llama_lab_sweeper.OptunaSweeper"
 LARGER_IS_BETTER = ("exact_match", "composes", "tokens_per_s")
 PRUNABLE = ("eval_loss", "perplexity")
 """Objectives that the held-out loss on the way speaks for."""
-
-
-class SamplerName(StrEnum):
-    """How the next point is chosen (Optuna's samplers)."""
-
-    tpe = "tpe"
-    random = "random"
-    nsgaii = "nsgaii"
-    qmc = "qmc"
-    gp = "gp"
-    cmaes = "cmaes"
-
-
-class PrunerName(StrEnum):
-    """Which trials are ended early (Optuna's pruners). Successive halving: arXiv 1810.05934; Hyperband: 1603.06560."""
-
-    none = "none"
-    median = "median"
-    successive_halving = "successive_halving"
-    hyperband = "hyperband"
 
 
 class Direction(StrEnum):
@@ -45,101 +24,6 @@ class Direction(StrEnum):
 
     minimize = "minimize"
     maximize = "maximize"
-
-
-SAMPLER_OPTIONS = {
-    SamplerName.tpe: ("n_startup_trials", "n_ei_candidates", "multivariate"),
-    SamplerName.random: (),
-    SamplerName.nsgaii: ("population_size",),
-    SamplerName.qmc: ("qmc_type",),
-    SamplerName.gp: ("n_startup_trials",),
-    SamplerName.cmaes: ("n_startup_trials",),
-}
-PRUNER_OPTIONS = {
-    PrunerName.none: (),
-    PrunerName.median: ("n_startup_trials", "n_warmup_steps", "interval_steps"),
-    PrunerName.successive_halving: (
-        "min_resource",
-        "reduction_factor",
-        "min_early_stopping_rate",
-        "bootstrap_count",
-    ),
-    PrunerName.hyperband: ("min_resource", "max_resource", "reduction_factor", "bootstrap_count"),
-}
-NEEDED_PACKAGES = {SamplerName.gp: "scipy", SamplerName.qmc: "scipy", SamplerName.cmaes: "cmaes"}
-
-
-@dataclass(kw_only=True)
-class SamplerSettings:
-    """hydra/sweeper/sampler. An option that is null is left to Optuna; the names are Optuna's."""
-
-    name: SamplerName = MISSING
-    n_startup_trials: int | None = None
-    """Trials that are drawn at random before the sampler learns."""
-    n_ei_candidates: int | None = None
-    multivariate: bool | None = None
-    """Model the settings together instead of one by one."""
-    population_size: int | None = None
-    qmc_type: str | None = None
-    """sobol or halton."""
-
-    def options(self) -> dict[str, Any]:
-        """What is set, by Optuna's names."""
-        return _options(self, SAMPLER_OPTIONS[self.name])
-
-    def __post_init__(self) -> None:
-        _check_options(self, "sampler", SAMPLER_OPTIONS)
-        for key in ("n_startup_trials", "n_ei_candidates", "population_size"):
-            _check_least(f"sampler.{key}", getattr(self, key), 0 if key == "n_startup_trials" else 2)
-        if self.qmc_type not in (None, "sobol", "halton"):
-            raise ConfigError(f"{PREFIX}sampler.qmc_type={self.qmc_type} is neither sobol nor halton.")
-        package = NEEDED_PACKAGES.get(self.name)
-        if package and find_spec(package) is None:
-            raise ConfigError(
-                f"hydra/sweeper/sampler={self.name} needs the package {package}, which is not installed. Type: "
-                f"python -m pip install {package}, or hydra/sweeper/sampler=tpe."
-            )
-
-
-@dataclass(kw_only=True)
-class PrunerSettings:
-    """hydra/sweeper/pruner. Steps and resources are optimizer steps; an option that is null is left to Optuna."""
-
-    name: PrunerName = MISSING
-    n_startup_trials: int | None = None
-    """Trials that must have ended before one is pruned."""
-    n_warmup_steps: int | None = None
-    interval_steps: int | None = None
-    min_resource: int | None = None
-    """The first rung; null is the first measurement on the way."""
-    max_resource: int | None = None
-    """null is the trial's last step."""
-    reduction_factor: int | None = None
-    """One trial of so many goes on from a rung."""
-    min_early_stopping_rate: int | None = None
-    bootstrap_count: int | None = None
-    """Trials that must have reached a rung before one goes on from it."""
-    num_measurements: int = 4
-    """Held-out losses on the way of a trial where trainer.eval_steps is null, the last step included."""
-
-    def options(self) -> dict[str, Any]:
-        """What is set, by Optuna's names."""
-        return _options(self, PRUNER_OPTIONS[self.name])
-
-    def __post_init__(self) -> None:
-        _check_options(self, "pruner", PRUNER_OPTIONS)
-        for key, least in (
-            ("n_startup_trials", 0),
-            ("n_warmup_steps", 0),
-            ("interval_steps", 1),
-            ("min_resource", 1),
-            ("max_resource", 1),
-            ("reduction_factor", 2),
-            ("min_early_stopping_rate", 0),
-            ("bootstrap_count", 0),
-            ("num_measurements", 2),
-        ):
-            _check_least(f"pruner.{key}", getattr(self, key), least)
 
 
 @dataclass(kw_only=True)
@@ -190,8 +74,8 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         for key, least in (("n_trials", 1), ("n_jobs", 1), ("retries", 0), ("seed", 0), ("confirm", 0)):
-            _check_least(key, getattr(self, key), least)
-        _check_least("confirm_seeds", self.confirm_seeds, 2)
+            check_least(key, getattr(self, key), least)
+        check_least("confirm_seeds", self.confirm_seeds, 2)
         if not 0 <= self.max_failure_rate <= 1:
             raise ConfigError(f"{PREFIX}max_failure_rate={self.max_failure_rate}: type a share from 0 to 1.")
         if not 0 < self.heartbeat_s < self.grace_s:
@@ -271,22 +155,3 @@ def check_objective(name: str) -> None:
 def register() -> None:
     """Make the schema known to Hydra as hydra/sweeper/schema."""
     ConfigStore.instance().store(group="hydra/sweeper", name="schema", node=SweepSettings)
-
-
-def _options(settings: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(settings, name)) is not None}
-
-
-def _check_options(settings: Any, group: str, table: dict[Any, tuple[str, ...]]) -> None:
-    for name in {option for options in table.values() for option in options} - set(table[settings.name]):
-        if getattr(settings, name) is not None:
-            owners = [str(owner) for owner, options in table.items() if name in options]
-            raise ConfigError(
-                f"{PREFIX}{group}.{name} belongs to {' and '.join(owners)}, and hydra/sweeper/{group} is "
-                f"{settings.name}. Leave it out, or type hydra/sweeper/{group}={owners[0]}."
-            )
-
-
-def _check_least(key: str, value: float | None, least: float) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{PREFIX}{key}={value} is out of range: type at least {least}.")

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_lab.errors import RunError
+from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.owner import PARENT, claim, is_abandoned, me, want
 from llama_lab.sweep.samplers import make_pruner, make_sampler
 from llama_lab.sweep.settings import Direction, SweepSettings
-from llama_lab.sweep.space import Value
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from omegaconf import DictConfig
 from llama_lab.errors import LlamaLabError
 from llama_lab.rundir import RunDir
 from llama_lab.sweep import child
+from llama_lab.sweep.judge import Judge, tell
+from llama_lab.sweep.methods import PrunerName
 from llama_lab.sweep.outcome import SETTINGS, Outcome, State, outcome_of, recorded
 from llama_lab.sweep.owner import PARENT, beating, take
-from llama_lab.sweep.settings import PrunerName, SweepSettings
+from llama_lab.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -45,8 +47,6 @@ CHILDREN: set[Any] = set()
 """The processes of this process's trials."""
 DEATHS = "deaths"
 """User attribute: how often the trial's process was killed."""
-DETAILS = "details"
-"""User attribute: what the study keeps of a trial beside its values."""
 
 
 @dataclass(kw_only=True)
@@ -189,75 +189,6 @@ def _opened(address: str) -> BaseStorage:
     from llama_lab.sweep.storage import open_storage
 
     return open_storage(address)
-
-
-class Judge:
-    """Hears a trial's held-out losses, writes them into the study, and says whether the trial ends."""
-
-    def __init__(self, trial: Trial, settings: SweepSettings) -> None:
-        self.trial, self.settings = trial, settings
-        self.one_objective = len(trial.study.directions) == 1
-
-    def hear(self, pipe: Connection, sentinel: int) -> None:
-        """Answer until the trial's process has ended."""
-        while pipe in wait([pipe, sentinel]):
-            try:
-                kind, *told = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                return
-            if kind == "started":
-                self._started(*told)
-            else:
-                self._answer(pipe, self._is_pruned(*told))
-
-    def _started(self, first_step: int, num_steps: int) -> None:
-        from llama_lab.sweep.samplers import make_pruner
-        from llama_lab.sweep.study import STEPS
-
-        study = self.trial.study
-        steps = study.user_attrs.get(STEPS)
-        if steps is None:
-            steps = [first_step, num_steps]
-            study.set_user_attr(STEPS, steps)
-        study.pruner = make_pruner(self.settings.pruner, *steps)
-
-    def _is_pruned(self, step: int, loss: float) -> bool:
-        if not self.one_objective:
-            return False
-        _report(self.trial, step, loss)
-        return self.trial.should_prune()
-
-    def _answer(self, pipe: Connection, ends: bool) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the process died; its exit code says how
-            pipe.send(ends)
-
-
-def tell(trial: Trial, outcome: Outcome) -> None:
-    """Write the outcome into the study: numbers first, the state last, so that a finished trial has them all."""
-    from optuna.trial import TrialState
-
-    state = TrialState.FAIL
-    if outcome.values:
-        state = TrialState.COMPLETE  # also beyond a limit: the constraint says so, and samplers learn from both
-    elif outcome.state in (State.pruned, State.infeasible):
-        state = TrialState.PRUNED
-    details: dict[str, Any] = {"state": str(outcome.state), "numbers": dict(outcome.numbers)}
-    if outcome.values:
-        details["values"] = list(outcome.values)
-    trial.set_user_attr(DETAILS, details | ({"error": outcome.error} if outcome.error else {}))
-    known = trial.constraints
-    for name, excess in outcome.constraints.items():
-        if name not in known:
-            trial.set_constraint(name, excess)
-    if state is TrialState.COMPLETE and len(outcome.values) == 1 and outcome.numbers.get("num_steps"):
-        _report(trial, int(outcome.numbers["num_steps"]), outcome.numbers["eval_loss"])
-    trial.study.tell(trial, list(outcome.values) or None, state)
-
-
-def _report(trial: Trial, step: int, loss: float) -> None:
-    """Write a held-out loss into the study; a trial that went on from a checkpoint has written some before."""
-    if step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
-        trial.report(loss, step)
 
 
 def _impossible(folder: Path, error: str) -> Outcome:

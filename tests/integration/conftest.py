@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCHERS = Path(sys.prefix) / "launchers"
+"""Packages for the tests alone, beside the environment: tests/launchers.txt."""
 TINY = [
     "model=tiny",
     "dataset.max_train_rows=32",

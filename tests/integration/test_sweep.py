@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from llama_lab.compose import compose_words
 from llama_lab.lock import as_plain
+from llama_lab.sweep.confirm import Confirmed, verdict
+from llama_lab.sweep.rows import row_of
 
-from .conftest import TINY, read_json
+from .conftest import LAUNCHERS, TINY, read_json
 from .wandb_reader import read_offline_run
 
 LEAN = [*TINY, "tracking=none", "evaluate.before=false", "generation.num_prompts=0", "dataset.metrics=[]"]
@@ -187,6 +191,40 @@ def test_several_objectives_conditions_and_limits(lab, tmp_path):
     assert "Pareto front" in done.stdout
 
 
+SAYS_ITS_GPU = """
+import functools, json, os, sys, time
+from llama_lab import app
+from llama_lab.rundir import RunDir
+from llama_lab.sweep import child, driver
+
+def work(order, pipe):
+    child._prepare(order)
+    time.sleep(0.5)
+    known = [name for name in ("torch", "bitsandbytes") if name in sys.modules]
+    result = {"status": "ok", "eval_loss": 1.0, "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "imported": known}
+    RunDir(order.folder).result.write_text(json.dumps(result))
+
+if __name__ == "__main__":
+    driver.TrialTask = functools.partial(driver.TrialTask, work=work)
+    app.launch(["-m", *sys.argv[1:]])
+"""
+
+
+def test_each_slot_has_a_gpu_of_its_own(environment, tmp_path):
+    (tmp_path / "says_its_gpu.py").write_text(SAYS_ITS_GPU)
+    words = [*STUDY[1:], "model=tiny", RANK, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
+    command = [sys.executable, "says_its_gpu.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment | {"CUDA_VISIBLE_DEVICES": "3,7"}, check=True)
+    results = [read_json(tmp_path / "outputs" / "study" / str(n) / "result.json") for n in range(4)]
+    assert done.returncode == 0
+    assert sorted(result["gpu"] for result in results) in (
+        ["3", "3", "7", "7"],
+        ["3", "3", "3", "7"],
+        ["3", "7", "7", "7"],
+    )
+    assert all(result["imported"] == ["torch"] for result in results)  # bitsandbytes would begin CUDA before the fork
+
+
 @pytest.mark.slow
 def test_the_best_are_confirmed_with_other_seeds(lab, tmp_path):
     words = [*LEAN, "hydra.sweeper.n_trials=2", "hydra.sweeper.confirm=2", "hydra.sweeper.confirm_seeds=2", "seed=5"]
@@ -194,15 +232,19 @@ def test_the_best_are_confirmed_with_other_seeds(lab, tmp_path):
     points = "[{trainer.learning_rate: 1e-6},{trainer.learning_rate: 1e-2}]"
     done = lab(*STUDY, *words, f"hydra.sweeper.baselines={points}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = tmp_path / "outputs" / "study" / "confirm"
-    found = [read_json(path / "run.json")["config"] for path in sorted(again.iterdir())]
-    assert sorted((c["trainer"]["learning_rate"], c["seed"]) for c in found) == [
-        (1e-6, 6),
-        (1e-6, 7),
-        (1e-2, 6),
-        (1e-2, 7),
-    ]
-    assert re.search(r"Trial 1 is better than trial 0 \(Welch's t test of 2 and 2 runs: p = ", done.stdout)
+    again = sorted((tmp_path / "outputs" / "study" / "confirm").iterdir())
+    found = [read_json(path / "run.json")["config"] for path in again]
+    pairs = [(config["trainer"]["learning_rate"], config["seed"]) for config in found]
+    assert sorted(pairs) == [(1e-6, 6), (1e-6, 7), (1e-2, 6), (1e-2, 7)]
+    losses = [read_json(path / "result.json")["eval_loss"] for path in again]
+    slow, fast = ([loss for (r, _), loss in zip(pairs, losses, strict=True) if r == rate] for rate in (1e-6, 1e-2))
+    assert statistics.fmean(fast) < statistics.fmean(slow)
+    assert verdict(confirmed(1, fast), confirmed(0, slow)) in done.stdout
+
+
+def confirmed(number: int, values: list[float]) -> Confirmed:
+    trial = FrozenTrial(number, TrialState.COMPLETE, 0.0, None, None, {}, {}, {}, {}, {}, number)
+    return Confirmed(row=row_of(trial), values=tuple(values))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +278,8 @@ def test_typo_ends_before_the_first_trial(environment, tmp_path, words, said):
 @pytest.fixture
 def postgres(tmp_path) -> Iterator[str]:
     """Address of a PostgreSQL of the test's own, from the programs of Debian's package."""
-    pytest.importorskip("psycopg")
+    if not (LAUNCHERS / "psycopg").exists():
+        pytest.skip("psycopg is not installed")
     programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
@@ -256,9 +299,9 @@ def postgres(tmp_path) -> Iterator[str]:
         run([programs / "pg_ctl", *data, "-m", "immediate", "stop"])
 
 
-def work_together(lab, cwd: Path, *words: str) -> None:
+def work_together(lab, cwd: Path, *words: str, **env: str) -> None:
     words = (*LEAN, RANK, RATE, "hydra.sweeper.n_trials=5", *words)
-    both = [lab.start(*STUDY, *words, cwd=cwd) for _ in range(2)]
+    both = [lab.start(*STUDY, *words, cwd=cwd, **env) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
@@ -274,17 +317,39 @@ def test_two_machines_work_on_one_journal(lab, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_work_on_one_database(lab, tmp_path, postgres):
-    work_together(lab, tmp_path, f"hydra.sweeper.storage={postgres}")
+    work_together(lab, tmp_path, f"hydra.sweeper.storage={postgres}", **with_launchers(lab))
+
+
+def with_launchers(lab) -> dict[str, str]:
+    return {"PYTHONPATH": f"{lab.environment['PYTHONPATH']}{os.pathsep}{LAUNCHERS}"}
+
+
+ON_RAY = [f"hydra.launcher.ray.remote.{key}" for key in ("num_gpus=0", "num_cpus=1")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "package"),
-    [("joblib", "joblib"), ("submitit_local", "submitit"), ("ray", "ray")],
+    ("launcher", "package", "words"),
+    [("joblib", "joblib", []), ("submitit_local", "submitit", []), ("ray", "ray", ON_RAY)],
 )
-def test_trials_run_through_any_launcher(lab, tmp_path, launcher, package):
-    pytest.importorskip(f"hydra_plugins.hydra_{package}_launcher")
-    words = [*LEAN, RANK, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
-    done = lab(*STUDY, *words, cwd=tmp_path)
+def test_trials_run_through_any_launcher(lab, tmp_path, launcher, package, words):
+    if not (LAUNCHERS / "hydra_plugins" / f"hydra_{package}_launcher").exists():
+        pytest.skip(f"hydra-{package}-launcher is not installed")
+    words = [*LEAN, RANK, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", *words]
+    done = lab(*STUDY, *words, cwd=tmp_path, **with_launchers(lab))
     assert done.returncode == 0, done.stdout + done.stderr
     assert folders(tmp_path / "outputs" / "study") == [0, 1, 2]
+    assert "3 trials: 3 done" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [["lora.r=4,8"], ["hydra/sweeper=optuna", "lora.r=choice(4,8)"]])
+def test_ray_without_what_a_trial_asks_for_ends_at_once(lab, tmp_path, sweep):
+    words = ["-m", "model=tiny", "hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=99", *sweep]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install hydra-ray-launcher" in done.stderr
+    if (LAUNCHERS / "ray").exists():
+        done = lab(*words, cwd=tmp_path, **with_launchers(lab))
+        assert done.returncode == 2
+        assert "hydra.launcher.ray.remote.num_gpus=" in done.stderr

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_lab.sweep.settings import Direction, PrunerSettings, SamplerSettings, SweepSettings
+from llama_lab.sweep.methods import PrunerSettings, SamplerSettings
+from llama_lab.sweep.settings import Direction, SweepSettings
 from llama_lab.sweep.space import parse_space
 from llama_lab.sweep.storage import open_storage
 from llama_lab.sweep.study import open_study
@@ -60,7 +61,8 @@ def end(lab, tmp_path: Path, how: Callable, when: Callable[[], bool], *words: st
 
 CLAIM = """
 import sys
-from llama_lab.sweep.settings import Direction, PrunerSettings, SamplerSettings, SweepSettings
+from llama_lab.sweep.methods import PrunerSettings, SamplerSettings
+from llama_lab.sweep.settings import Direction, SweepSettings
 from llama_lab.sweep.space import parse_space
 from llama_lab.sweep.storage import open_storage
 from llama_lab.sweep.study import open_study

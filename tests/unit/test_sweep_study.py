@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.sweep import owner
+from llama_lab.sweep.methods import PrunerSettings, SamplerSettings
 from llama_lab.sweep.owner import BEAT, OWNER, PARENT, is_abandoned, is_alive, me
-from llama_lab.sweep.settings import Direction, PrunerSettings, SamplerSettings, SweepSettings
+from llama_lab.sweep.settings import Direction, SweepSettings
 from llama_lab.sweep.space import parse_space
 from llama_lab.sweep.storage import cut_half_record, open_storage, storage_address
 from llama_lab.sweep.study import open_study

@@ -16,7 +16,10 @@ import psutil
 import torch
 from datasets import Dataset
 
+from llama_lab.choices import Engine
 from llama_lab.config import ModelSettings, RunConfig
+from llama_lab.engine.choose import engine_of
+from llama_lab.engine.install import speed_up
 from llama_lab.lora import add_adapter, count_params
 from llama_lab.model import load_base, load_tokenizer
 from llama_lab.params import shape_of
@@ -43,6 +46,8 @@ def measure(configs: list[tuple[RunConfig, bool]], tiny: ModelSettings) -> Itera
     loaded = {"base_gib": held_gib(), "loading_peak_gib": peak_gib(), "loading_s": time.perf_counter() - began}
     for config, mixed in configs:
         model = add_adapter(base, config.lora, seed=0)
+        if engine_of(config.trainer) is Engine.fast:
+            speed_up(model)
         found = loaded | {"base_and_adapter_gib": held_gib()} | train(model, tokenizer, config, mixed)
         if not ON_GPU:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
@@ -65,6 +70,7 @@ def train(model: Any, tokenizer: Any, config: RunConfig, mixed: bool) -> dict[st
             trainer=replace(t, max_steps=NUM_STEPS, save_steps=0, warmup_ratio=0.0),
             seed=0,
             checkpoints=Path(folder),
+            engine=engine_of(t),
             autocast_bf16=ON_GPU and compute_dtype(config.quant)[0] is torch.bfloat16,
         )
         rows = rows_of(config, mixed, model.config.vocab_size)

@@ -97,6 +97,16 @@ class Attention(StrEnum):
     flex_attention = "flex_attention"
 
 
+class Engine(StrEnum):
+    """How a step is computed: `fast` with the fewer operations of llama_lab/engine, `standard` by TRL, PEFT and
+    bitsandbytes alone. `auto` is fast on a CPU and standard on a GPU.
+    """
+
+    auto = "auto"
+    fast = "fast"
+    standard = "standard"
+
+
 class Optimizer(StrEnum):
     """The optimizers of transformers that suit an adapter; `paged` moves its states to the CPU when the GPU is full."""
 

@@ -15,6 +15,7 @@ from llama_lab.choices import (
     Bias,
     ComputeDtype,
     DataFormat,
+    Engine,
     LongRows,
     LoraInit,
     LossOn,
@@ -288,6 +289,8 @@ class TrainerSettings:
     """How the adapter is trained; the names are transformers' and TRL's."""
 
     name: TrainerName = TrainerName.sft
+    engine: Engine = Engine.auto
+    """The same mathematics with fewer operations, or the libraries' own."""
     num_train_epochs: float = 1.0
     max_steps: int = -1
     """Optimizer steps; -1 leaves it to num_train_epochs."""

@@ -53,9 +53,11 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(model: ModelSettings, quant: QuantSettings) -> PreTrainedModel:
+def load_base(model: ModelSettings, quant: QuantSettings, *, dense: bool = True) -> PreTrainedModel:
     """The frozen base, quantised, on this process's device.
 
+    Args:
+        dense: on a CPU with the memory for it, keep 4-bit weights dequantised beside themselves.
     Raises:
         ModelError: it cannot be loaded; says whether it is gated, absent, offline or too large.
     """
@@ -78,7 +80,8 @@ def load_base(model: ModelSettings, quant: QuantSettings) -> PreTrainedModel:
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
     keep_trainable(base)
-    dequantise_once(base)
+    if dense:
+        dequantise_once(base)
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base

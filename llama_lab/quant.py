@@ -82,11 +82,13 @@ def dequantise_once(base: PreTrainedModel) -> bool:
         return False
     for layer in layers:
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
-        layer.forward = partial(_dense_forward, layer, weight)
+        layer.dense_weight = weight  # engine/fused_lora.py multiplies with it, too
+        layer.forward = partial(_dense_forward, layer)
     return True
 
 
-def _dense_forward(layer: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _dense_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = layer.dense_weight
     bias = None if layer.bias is None else layer.bias.to(weight.dtype)
     return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 

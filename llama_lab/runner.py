@@ -17,11 +17,13 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from llama_lab import report
-from llama_lab.choices import Resume
+from llama_lab.choices import Engine, Resume
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.data.audit import Level, audit, stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.splits import Splits, build_splits
+from llama_lab.engine.choose import engine_of
+from llama_lab.engine.install import speed_up
 from llama_lab.evaluate import score
 from llama_lab.events import Listener, Listeners, Pruned
 from llama_lab.generate import answer
@@ -110,9 +112,12 @@ def _load(
         display.note(f"Note: {note}.")
     stop_on_failure(findings)
     with display.stage("Loading and quantising the base"):
-        base = load_base(config.model, config.quant)
+        engine = engine_of(config.trainer)
+        base = load_base(config.model, config.quant, dense=engine is Engine.fast)
         set_special_tokens(base, tokenizer)
         model = add_adapter(base, config.lora, seed=config.seed)
+        if engine is Engine.fast:
+            speed_up(model)
     trainer = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     return _Loaded(
@@ -164,6 +169,7 @@ def _fit(loaded: _Loaded) -> FitResult:
         trainer=config.trainer,
         seed=config.seed,
         checkpoints=run_dir.checkpoints,
+        engine=engine_of(config.trainer),
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
         pad_to_multiple_of=config.dataset.pad_to_multiple_of,
         runtime_before_s=runtimes[-1] if runtimes else 0.0,

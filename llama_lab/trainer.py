@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from llama_lab.choices import Engine
 from llama_lab.config import TrainerSettings
 from llama_lab.data.batches import Collator
 from llama_lab.errors import ConfigError, RunError
@@ -36,6 +37,8 @@ class FitSettings:
     """What a way to train needs to know beside model and data."""
 
     trainer: TrainerSettings
+    engine: Engine
+    """Fast or standard; the model has been sped up where it is fast."""
     seed: int
     checkpoints: Path
     """Complete checkpoints lie here as checkpoint-STEP."""
@@ -65,7 +68,7 @@ def fit(
     start = last_checkpoint(settings.checkpoints)
     shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
     teller = _Teller(settings, listener, evaluate, start_step=step_of(start))
-    trainer = (_Trainer if torch.cuda.is_available() else _CpuTrainer)(
+    trainer = (_FastTrainer if settings.engine is Engine.fast else _Trainer)(
         model=model,
         args=_sft_config(settings),
         train_dataset=train,
@@ -159,7 +162,7 @@ class _Trainer(SFTTrainer):
         """Nothing: a checkpoint is for going on, not for sharing."""
 
 
-class _CpuTrainer(_Trainer):
+class _FastTrainer(_Trainer):
     """TRL's trainer with the same loss and without its entropy and accuracy, which are a third of a step on a CPU."""
 
     def compute_loss(

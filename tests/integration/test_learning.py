@@ -1,14 +1,17 @@
 """A run learns, on right gradients, whatever was measured before it."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llama_lab.compose import compose_words
 from llama_lab.lora import add_adapter
 from llama_lab.loss import summed_loss
 from llama_lab.model import load_base
 
-from .conftest import read_json
+from .conftest import TINY, read_json
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +89,19 @@ def test_run_on_the_tiny_model_learns(lab, tmp_path):
     result = read_json(folder / "result.json")
     assert result["eval_loss_before"] > 5  # ln 320 = 5.77: a model that knows nothing
     assert result["eval_loss"] < result["eval_loss_before"] - 1
+
+
+def test_fast_engine_learns_what_the_standard_one_does(lab, tmp_path):
+    words = [*TINY, "tracking=none", "quant.compute_dtype=float32", "trainer.max_steps=20", "trainer.logging_steps=1"]
+    words += ["dataset.metrics=[]", "evaluate.before=false", "generation.num_prompts=0", "lora.dropout=0"]
+    fast, standard = (lab.run(tmp_path / e, *words, f"trainer.engine={e}") for e in ("fast", "standard"))
+    losses = [[row["train/loss"] for row in metrics(folder) if "train/loss" in row] for folder in (fast, standard)]
+    assert len(losses[0]) == 20
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6, abs=1e-6)
+    one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (fast, standard))
+    assert one.keys() == other.keys()
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-6
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from peft.tuners.lora import LoraLayer
 
-from llama_lab.choices import QuantType
+from llama_lab.choices import Engine, QuantType
 from llama_lab.compose import compose_words
 from llama_lab.config import LLAMA_LINEAR, LoraSettings
 from llama_lab.data.splits import build_splits
@@ -205,7 +205,13 @@ def test_module_that_is_saved_is_trained_by_trl(tiny_base, tiny_tokenizer, tmp_p
     (wrapper,) = (m for name, m in model.named_modules() if name.endswith(module))
     before = wrapper.modules_to_save.default.weight.detach().clone()
     rows = build_splits(config.dataset, tiny_tokenizer, seed=0).train.tokens
-    settings = FitSettings(trainer=config.trainer, seed=0, checkpoints=tmp_path / "checkpoints", autocast_bf16=False)
+    settings = FitSettings(
+        trainer=config.trainer,
+        seed=0,
+        checkpoints=tmp_path / "checkpoints",
+        autocast_bf16=False,
+        engine=Engine.standard,
+    )
     fit(model, tiny_tokenizer, rows, settings, Listeners(), dict)
     assert not torch.equal(wrapper.modules_to_save.default.weight, before)
     assert torch.equal(wrapper.original_module.weight, before)

@@ -1,10 +1,10 @@
-"""How fast a run trains: llama_lab's fast engine beside TRL, PEFT and bitsandbytes alone, whole commands in turn.
+"""How fast a run trains: the fast engine beside TRL, PEFT and bitsandbytes alone, whole commands in turn.
 
     python -m benchmarks.speed --cpu            # the embedded default; prints one JSON line a case
     python -m benchmarks.speed --cpu --write    # and writes benchmarks/results/speed_cpu.json
 
-Both engines train the same rows in the same batches. The speed is that of the run's result.json: real tokens by seconds of
-the whole training loop, logging and checkpoints included, loading and measuring left out. The median of the runs counts.
+Both engines train the same rows in the same batches. The speed is that of the run's result.json: real tokens by seconds
+of the whole training loop, logging and checkpoints included, loading and measuring left out. The median counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each system, in turn")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("words", nargs="*", help="more settings for both")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     found: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
     for _ in range(args.runs):
         for system, engine in SYSTEMS.items():

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of overhead (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of halving: the sampler's (default: 0)")
     parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results/")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.case == "system":
         run_system(args.words[0], int(args.words[1]))
         return

@@ -11,6 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
 MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
+SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
+HALVING = ROOT / "benchmarks" / "results" / "sweep_halving.json"
+OVERHEAD = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
 STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
 
 
@@ -68,13 +71,67 @@ def memory_table() -> str:
     return "\n".join([*lines, "", f"{source}: benchmarks/results/memory.json."])
 
 
+def speed_cpu_table() -> str:
+    """Both engines on the embedded default."""
+    rows = json.loads(SPEED_CPU.read_text())["rows"]
+    lines = ["| system | tokens/s | ms a step | against TRL alone |", "|---|---:|---:|---:|"]
+    for row in rows:
+        name = {"llama_lab": "`fast`", "trl": "`standard`"}[row["system"]]
+        lines.append(f"| {name} | {row['tokens_per_s']:.0f} | {row['step_ms']:.0f} | {row['against_trl']:.2f} |")
+    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
+    card, runs = rows[0]["card"].removeprefix("none; "), len(rows[0]["runs_tokens_per_s"])
+    source = f"The embedded default, {rows[0]['tokens_per_step']:.0f} tokens a step, {card}, median of {runs} runs each"
+    return "\n".join(
+        [*lines, "", f"{source}; {versions}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`."]
+    )
+
+
+def sweep_overhead_table() -> str:
+    """What a trial costs beside its training."""
+    rows = json.loads(OVERHEAD.read_text())["rows"]
+    names = {
+        "optuna_memory": "Optuna alone, in memory",
+        "optuna_journal": "Optuna alone, on a journal",
+        "hydra_grid": "Hydra's grid and basic launcher",
+        "study": "our study on a journal through the same launcher",
+    }
+    lines = ["| system | ms a trial without training |", "|---|---:|"]
+    lines += [f"| {names[row['system']]} | {row['ms_a_trial']:.1f} |" for row in rows]
+    study = next(row for row in rows if row["system"] == "study")
+    added = f"The study adds {study['added_to_hydra_ms']:.1f} ms to Hydra's own; {study['target_ms']} are allowed"
+    versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
+    return "\n".join([*lines, "", f"{added}. {study['cpu']}, {versions}: benchmarks/results/sweep_overhead.json."])
+
+
+def sweep_halving_table() -> str:
+    """The same study with every trial whole and with bad trials ended early."""
+    rows = json.loads(HALVING.read_text())["rows"]
+    target = next(row["best_loss"] for row in rows if row["pruner"] == "none")
+    lines = [
+        f"| pruner | trials, whole ones | best loss | optimizer steps | steps to a loss of {target:.3f} | minutes |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        reached = row["steps_to_best_of_none"] or "not reached"
+        lines.append(
+            f"| `{row['pruner']}` | {row['trials']}, {row['whole_trials']} | {row['best_loss']:.3f} | "
+            f"{row['optimizer_steps']} | {reached} | {row['seconds'] / 60:.1f} |"
+        )
+    said = " ".join(rows[0]["words"])
+    source = f"`search=lora_quant {said}`, sampler's seed {rows[0]['seed']}, one study each, {rows[0]['cpu']}"
+    return "\n".join([*lines, "", f"{source}: benchmarks/results/sweep_halving.json."])
+
+
 BLOCKS = {
+    "sweep_halving": sweep_halving_table,
+    "speed_cpu": speed_cpu_table,
+    "sweep_overhead": sweep_overhead_table,
     "default_run": default_run_table,
     "samples": default_run_samples,
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = ("README.md", "docs/planning.md")
+PAGES = ("README.md", "docs/planning.md", "docs/searching.md")
 
 
 def rendered(text: str) -> str:

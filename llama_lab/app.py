@@ -112,6 +112,8 @@ def job(cfg: DictConfig) -> float:
     folder = Path(hydra_cfg.runtime.output_dir)
     try:
         config = parse(cfg)
+        if hydra_cfg.mode is RunMode.MULTIRUN and config.tracking.group is None:
+            config.tracking.group = Path(hydra_cfg.sweep.dir).name  # the runs of a grid belong together
         check_run_folder(folder, config.trainer.resume)  # of a sweep; CheckFirst has done it for a single run
         return run_in(config, folder, list(hydra_cfg.overrides.task))
     except Exception as error:

@@ -394,6 +394,8 @@ class TrackingSettings:
     name: str | None = None
     """null: the overrides, such as `lora.r=64 quant=fp4`."""
     notes: str | None = None
+    log_adapter: bool = False
+    """Upload the trained adapter as an artifact of the run."""
 
     def __post_init__(self) -> None:
         # W&B refuses these when the run starts, in words of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+SPARKS = 16
+"""Logged losses that the bar draws."""
+BARS = "▁▂▃▄▅▆▇█"
 
 
 class Display:
@@ -19,7 +24,7 @@ class Display:
         self.bar: Progress | None = None
         self.num_steps = self.start_step = 0
         self.began = 0.0
-        self.loss: float | None = None
+        self.losses: list[float] = []
         self.tokens_per_s: float | None = None
 
     def note(self, text: str) -> None:
@@ -60,7 +65,8 @@ class Display:
             self.bar.update(self.task, completed=step, numbers=self._numbers(), left=self._left(step))
 
     def logged(self, step: int, metrics: dict[str, float]) -> None:
-        self.loss = metrics.get("train/loss", self.loss)
+        if "train/loss" in metrics:
+            self.losses.append(metrics["train/loss"])
         self.tokens_per_s = metrics.get("train/tokens_per_s", self.tokens_per_s)
         held_out = f", held-out loss {metrics['eval/loss']:.3f}" if "eval/loss" in metrics else ""
         if self.bar is not None:
@@ -80,8 +86,10 @@ class Display:
         self.num_steps = 0
 
     def _numbers(self) -> str:
-        loss = f"loss {self.loss:.3f}" if self.loss is not None else ""
-        return loss + (f"  {self.tokens_per_s:.0f} tokens/s" if self.tokens_per_s else "")
+        parts = [f"loss {self.losses[-1]:.3f}"] if self.losses else []
+        if self.bar is not None:
+            parts += filter(None, [sparkline(self.losses[-SPARKS:]), _gpu_memory()])
+        return "  ".join(parts + ([f"{self.tokens_per_s:.0f} tokens/s"] if self.tokens_per_s else []))
 
     def _left(self, step: int) -> str:
         done = step - self.start_step
@@ -89,3 +97,21 @@ class Display:
             return ""
         left = (time.monotonic() - self.began) / done * (self.num_steps - step)
         return f"{int(left) // 60}:{int(left) % 60:02d} left"
+
+
+def sparkline(values: list[float]) -> str:
+    """One character a value, the higher the larger; empty for less than two values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    low, span = min(finite), max(finite) - min(finite) or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in finite)
+
+
+def _gpu_memory() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    return f"{(total - free) / 2**30:.1f} of {total / 2**30:.0f} GiB"

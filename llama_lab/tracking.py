@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llama_lab.choices import Tracker, TrackingMode
+from llama_lab.choices import LoraInit, Tracker, TrackingMode
 from llama_lab.config import TrackingSettings
 from llama_lab.errors import ConfigError
 from llama_lab.events import Listener, Pruned
@@ -64,9 +64,9 @@ class FilesOnly:
 class WandbTracking(FilesOnly):
     """metrics.jsonl and a W&B run beside it."""
 
-    def __init__(self, run_dir: RunDir, run: wandb.Run) -> None:
+    def __init__(self, run_dir: RunDir, run: wandb.Run, *, log_adapter: bool) -> None:
         super().__init__(run_dir)
-        self.run = run
+        self.run, self.log_adapter = run, log_adapter
         # asked now: after `finish` W&B warns
         self.address = (
             f"W&B is offline. Upload with: wandb sync {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}"
@@ -86,6 +86,10 @@ class WandbTracking(FilesOnly):
         rows = [[s.prompt, s.before or "", s.after] for s in samples]
         self.run.log({"samples": wandb.Table(columns=["prompt", "before", "after"], data=rows)})
         self.run.summary.update(result.as_json())
+        if self.log_adapter:
+            adapter = wandb.Artifact(f"adapter-{self.run.id}", type="model", metadata=result.as_json())
+            adapter.add_dir(str(self.run_dir.adapter))
+            self.run.log_artifact(adapter, aliases=["final", *filter(None, [self.run.group])])
 
     def where(self) -> str:
         return self.address
@@ -105,7 +109,7 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
     run = _start(settings, mode, run_dir, lock)
     code = 1
     try:
-        yield WandbTracking(run_dir, run)
+        yield WandbTracking(run_dir, run, log_adapter=settings.log_adapter)
         code = 0
     except Pruned:
         code = 0  # not failed
@@ -179,4 +183,11 @@ def _start(settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock
 
 def _default_tags(lock: dict[str, Any]) -> list[str]:
     config = lock["config"]
-    return [config["model"]["name"].split("/")[-1][:64], config["quant"]["type"], config["trainer"]["name"]]
+    model = config["model"]["name"].split("/")[-1][:64]
+    return [model, config["quant"]["type"], _lora_kind(config["lora"]), config["trainer"]["name"]]
+
+
+def _lora_kind(lora: dict[str, Any]) -> str:
+    if lora["use_dora"] or lora["use_rslora"]:
+        return "dora" if lora["use_dora"] else "rslora"
+    return str(lora["init"]) if lora["init"] != LoraInit.default else "lora"

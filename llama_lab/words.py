@@ -15,12 +15,16 @@ from llama_lab.explain import known_keys, unknown_key
 
 GROUPS = ("model", "quant", "lora", "dataset", "trainer", "tracking", "experiment", "search")
 HYDRA_GROUPS = ("hydra.sweeper", "hydra.launcher", "hydra.sweeper.sampler", "hydra.sweeper.pruner")
+STUDY_KEY = re.compile(r"^([+~]*)search\.")
+"""search.n_trials=8 is short for hydra.sweeper.n_trials=8."""
 NO_CHOICE = re.compile(r"null|true|false|[-+]?[0-9.]+|[\[{(].*", re.IGNORECASE)
 """Values that Hydra reads as something else than the name of a choice."""
 
 
 def ordered(words: list[str]) -> list[str]:
     """The words with the settings first and Hydra's flags after them; mixed, Hydra would not know some of them.
+
+    A key of `search.` becomes one of `hydra.sweeper.`, where Hydra has the settings of a study.
 
     Raises:
         ConfigError: a flag that Hydra does not have, or a setting that it would misread; says what to type.
@@ -31,7 +35,8 @@ def ordered(words: list[str]) -> list[str]:
         check_word(word)
     if args.cfg == "job" and args.package not in (None, "_global_", *known_keys()):
         raise unknown_key(args.package)
-    return settings + [word for word in words if word not in settings]
+    flags = [word for word in words if word not in settings]
+    return [STUDY_KEY.sub(r"\1hydra.sweeper.", word) for word in settings] + flags
 
 
 def resumed(words: list[str]) -> tuple[Path, list[str]] | None:

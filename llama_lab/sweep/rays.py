@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from llama_lab.errors import ConfigError
 
+RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+"""What a trial asks for, and what Ray calls it on a node; memory in bytes."""
 AUTO = "auto"
 """Ray's word for the cluster that runs."""
 
@@ -51,16 +53,16 @@ def start_ray(settings: DictConfig) -> None:
 
 def _lacking(remote: DictConfig) -> str:
     """What no single node has: "1 num_gpus", or nothing."""
-    wanted = {key: float(remote.get(key) or 0) for key in ("num_cpus", "num_gpus")}
+    wanted = {key: float(remote.get(key) or 0) for key in RESOURCES}
     if any(all(has[key] >= wanted[key] for key in wanted) for has in _nodes()):
         return ""
-    return " and ".join(f"{key}={value:g}" for key, value in wanted.items() if value)
+    return " and ".join(f"{key}={value:.0f}" for key, value in wanted.items() if value)
 
 
 def _most() -> dict[str, str]:
-    return {key: f"{max((has[key] for has in _nodes()), default=0):g}" for key in ("num_cpus", "num_gpus")}
+    return {key: f"{max((has[key] for has in _nodes()), default=0):.0f}" for key in RESOURCES}
 
 
 def _nodes() -> list[dict[str, float]]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"num_cpus": has.get("CPU", 0.0), "num_gpus": has.get("GPU", 0.0)} for has in alive]
+    return [{key: has.get(name, 0.0) for key, name in RESOURCES.items()} for has in alive]

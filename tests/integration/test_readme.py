@@ -36,7 +36,7 @@ def test_command_of_the_readme(lab, tiny_run, tmp_path, words):
         assert done.returncode == (2 if "model=llama2_7b" in words else 0)
         return
     if words and words[0] in VERBS:
-        words = [str(tiny_run) if word.startswith("outputs/") else word for word in words]
+        words = [str(tiny_run) if word == "outputs" or word.startswith("outputs/") else word for word in words]
         done = lab(*words, cwd=tmp_path, stdin="hello\n/exit\n")
     elif any(word.startswith("resume=") for word in words):
         done = lab(f"resume={tiny_run}", cwd=tmp_path)

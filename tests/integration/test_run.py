@@ -81,7 +81,7 @@ def test_samples_show_the_same_prompts_before_and_after(tiny_run):
 def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_logits(tiny_run, lab, tmp_path):
     import torch
 
-    from llama_lab.choices import ComputeDtype, ModelSource, QuantType
+    from llama_lab.choices import ComputeDtype, Engine, ModelSource, QuantType
     from llama_lab.config import QuantSettings
     from llama_lab.lock import config_of
     from llama_lab.rundir import RunDir
@@ -95,12 +95,15 @@ def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_log
     config.quant = QuantSettings(type=QuantType.none, compute_dtype=ComputeDtype.float32)
     config.model.name, config.model.source = base, ModelSource.hub
     model, tokenizer = load_trained(config, RunDir(tiny_run))
+    config.trainer.engine = Engine.standard
+    standard, _ = load_trained(config, RunDir(tiny_run))
     chat = [{"role": "user", "content": "Train Llama 2 7B in fp4."}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        ours = model(**ids).logits
+        ours, by_peft = model(**ids).logits, standard(**ids).logits
     plain = torch.load(tmp_path / "logits")
-    assert torch.equal(ours, plain)
+    assert torch.equal(by_peft, plain)
+    torch.testing.assert_close(ours, plain)  # the fast engine adds in another order
     with model.disable_adapter(), torch.no_grad():
         assert not torch.allclose(model(**ids).logits, plain)
 
@@ -150,6 +153,8 @@ def test_grid_gives_every_point_its_own_folder(lab, tmp_path):
     assert done.returncode == 0, done.stderr
     params = [read_json(tmp_path / "grid" / n / "result.json")["num_trainable_params"] for n in ("0", "1")]
     assert params == [4096, 8192]
+    groups = [read_json(tmp_path / "grid" / n / "run.json")["config"]["tracking"]["group"] for n in ("0", "1")]
+    assert groups == ["grid", "grid"]
 
 
 def test_own_file_own_groups_and_own_config_dir(lab, tmp_path):

@@ -227,7 +227,7 @@ def test_each_slot_has_a_gpu_of_its_own(environment, tmp_path):
 
 @pytest.mark.slow
 def test_the_best_are_confirmed_with_other_seeds(lab, tmp_path):
-    words = [*LEAN, "hydra.sweeper.n_trials=2", "hydra.sweeper.confirm=2", "hydra.sweeper.confirm_seeds=2", "seed=5"]
+    words = [*LEAN, "search.n_trials=2", "search.confirm=2", "search.confirm_seeds=2", "seed=5"]
     words += ["trainer.learning_rate=choice(1e-6,1e-2)", "hydra.sweeper.n_jobs=2", "dataset.max_train_rows=64"]
     points = "[{trainer.learning_rate: 1e-6},{trainer.learning_rate: 1e-2}]"
     done = lab(*STUDY, *words, f"hydra.sweeper.baselines={points}", cwd=tmp_path)
@@ -320,11 +320,35 @@ def test_two_machines_work_on_one_database(lab, tmp_path, postgres):
     work_together(lab, tmp_path, f"hydra.sweeper.storage={postgres}", **with_launchers(lab))
 
 
+PROXY = """
+import sys
+from optuna.storages import run_grpc_proxy_server
+from llama_lab.sweep.storage import open_storage
+run_grpc_proxy_server(open_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_work_through_one_grpc_proxy(lab, tmp_path):
+    if not (LAUNCHERS / "grpc").exists():
+        pytest.skip("grpcio is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = lab.environment | with_launchers(lab)
+    server = subprocess.Popen([sys.executable, "-c", PROXY, str(tmp_path / "study.journal"), port], env=env)
+    try:
+        work_together(lab, tmp_path, f"hydra.sweeper.storage=grpc://127.0.0.1:{port}", **with_launchers(lab))
+    finally:
+        server.kill()
+        server.wait()
+
+
 def with_launchers(lab) -> dict[str, str]:
     return {"PYTHONPATH": f"{lab.environment['PYTHONPATH']}{os.pathsep}{LAUNCHERS}"}
 
 
-ON_RAY = [f"hydra.launcher.ray.remote.{key}" for key in ("num_gpus=0", "num_cpus=1")]
+ON_RAY = [f"hydra.launcher.ray.remote.{key}" for key in ("num_gpus=0", "num_cpus=1", "memory=1_000_000_000")]
 
 
 @pytest.mark.slow

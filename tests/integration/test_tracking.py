@@ -29,8 +29,20 @@ def test_names_groups_tags_and_notes_are_settings(lab, tmp_path):
     words = ["tracking.name=mine", "tracking.group=g", "tracking.tags=[a,b]", "tracking.notes='a note'"]
     folder = lab.run(tmp_path / "run", *SHORT, *words, "tracking.project=p", "tracking.entity=e")
     run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
-    assert run.name == "mine"
+    assert (run.name, run.group, run.job_type, run.tags) == ("mine", "g", "train", ["a", "b"])
     assert run.config["tracking"]["group"] == "g"
+    assert run.artifacts == []
+
+
+def test_adapter_is_an_artifact_where_it_is_asked_for(lab, tmp_path):
+    folder = lab.run(
+        tmp_path / "run", *SHORT, "tracking.log_adapter=true", "tracking.group=g", "lora=rslora", "lora.r=4"
+    )
+    run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
+    assert run.tags == ["tiny", "nf4", "rslora", "sft"]
+    (adapter,) = run.artifacts
+    assert (adapter.type, list(adapter.aliases)) == ("model", ["final", "g"])
+    assert "adapter_model.safetensors" in {entry.path for entry in adapter.manifest.contents}
 
 
 def test_disabled_and_none_write_nothing_of_wandb(lab, tmp_path):

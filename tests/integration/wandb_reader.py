@@ -19,6 +19,10 @@ class OfflineRun:
 
     id: str = ""
     name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    artifacts: list[Any] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +36,7 @@ def read_offline_run(path: Path) -> OfflineRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.id, run.name = record.run.run_id, record.run.display_name
+            run.group, run.job_type, run.tags = record.run.run_group, record.run.job_type, list(record.run.tags)
             run.config |= _items(record.run.config.update)
         elif kind == "config":
             run.config |= _items(record.config.update)
@@ -39,6 +44,10 @@ def read_offline_run(path: Path) -> OfflineRun:
             run.history.append(_items(record.history.item))
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
+        elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+            run.artifacts.append(record.request.log_artifact.artifact)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

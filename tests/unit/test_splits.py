@@ -79,7 +79,7 @@ def test_file_of_one_row_is_refused(build):
 def test_sample_is_split_as_it_is_shipped(tiny_tokenizer):
     dataset = compose_words(["model=tiny", "dataset=sample", "dataset.max_train_rows=6"]).dataset
     splits = build_splits(dataset, tiny_tokenizer, seed=0)
-    assert [len(splits.train.examples), len(splits.valid.examples)] == [6, 48]
+    assert [len(splits.train.examples), len(splits.valid.examples)] == [6, 32]
     assert splits.format is DataFormat.prompt_completion
 
 

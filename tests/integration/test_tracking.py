@@ -31,7 +31,7 @@ def test_names_groups_tags_and_notes_are_settings(lab, tmp_path):
     run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
     assert (run.name, run.group, run.job_type, run.tags) == ("mine", "g", "train", ["a", "b"])
     assert run.config["tracking"]["group"] == "g"
-    assert run.artifacts == []
+    assert [artifact for artifact in run.artifacts if artifact.type == "model"] == []
 
 
 def test_adapter_is_an_artifact_where_it_is_asked_for(lab, tmp_path):
@@ -40,8 +40,8 @@ def test_adapter_is_an_artifact_where_it_is_asked_for(lab, tmp_path):
     )
     run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
     assert run.tags == ["tiny", "nf4", "rslora", "sft"]
-    (adapter,) = run.artifacts
-    assert (adapter.type, list(adapter.aliases)) == ("model", ["final", "g"])
+    (adapter,) = (artifact for artifact in run.artifacts if artifact.type == "model")
+    assert {"final", "g"} <= set(adapter.aliases)
     assert "adapter_model.safetensors" in {entry.path for entry in adapter.manifest.contents}
 
 

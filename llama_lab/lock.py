@@ -78,7 +78,7 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
     Raises:
         RunError: names each setting that differs.
     """
-    before, now = _flat(lock["config"]), _flat(as_plain(config))
+    before, now = flat(lock["config"]), flat(as_plain(config))
     differing = [
         f"{key}: {before.get(key)} then, {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -146,11 +146,12 @@ def _git(root: Path, *words: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _unlocked(key: str) -> bool:

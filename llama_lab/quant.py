@@ -82,7 +82,7 @@ def dequantise_once(base: PreTrainedModel) -> bool:
         return False
     for layer in layers:
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
-        layer.dense_weight = weight  # engine/fused_lora.py multiplies with it, too
+        layer.dense_weight = weight  # engine/install.py multiplies with it, too
         layer.forward = partial(_dense_forward, layer)
     return True
 

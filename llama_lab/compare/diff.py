@@ -14,9 +14,10 @@ from rich.text import Text
 
 from llama_lab.compare.find import find_runs
 from llama_lab.compare.keys import below
-from llama_lab.compare.read import NUMBERS, Run, flat, number, one_line
+from llama_lab.compare.read import NUMBERS, Run, number, one_line
 from llama_lab.compare.table import figure
 from llama_lab.errors import RunError
+from llama_lab.lock import flat
 
 CURVES = ("train/loss", "eval/loss")
 FILE_WIDTH = 140

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llama_lab.lock import flat
 from llama_lab.results import OBJECTIVES
 
 ENDED = ("ok", "failed", "pruned", "infeasible")
@@ -191,14 +192,6 @@ def number(value: Any) -> float | None:
         return value if is_number and math.isfinite(value) else None
     except OverflowError:  # an integer beyond every float
         return None
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def one_line(text: str) -> str:

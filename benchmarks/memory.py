@@ -78,7 +78,8 @@ def case(quant: str, lora: str, batch: int, length: int, *more: str, mixed: bool
         f"trainer.per_device_train_batch_size={batch}",
         f"dataset.max_length={length}",
     )
-    return Case(words=(*words, *optim, *more), mixed=mixed, on_gpu=not cpu)
+    engine = () if cpu else ("trainer.engine=standard",)
+    return Case(words=(*words, *engine, *optim, *more), mixed=mixed, on_gpu=not cpu)
 
 
 CHECKPOINTING, PAGED = "trainer.gradient_checkpointing=true", "trainer.optim=paged_adamw_32bit"

@@ -18,13 +18,13 @@ from datasets import Dataset
 
 from llama_lab.choices import Engine
 from llama_lab.config import ModelSettings, RunConfig
-from llama_lab.engine.choose import engine_of
+from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
 from llama_lab.lora import add_adapter, count_params
 from llama_lab.model import load_base, load_tokenizer
 from llama_lab.params import shape_of
 from llama_lab.quant import compute_dtype
-from llama_lab.trainer import FitSettings, fit
+from llama_lab.training import FitSettings
 
 NUM_STEPS = 3
 """Optimizer states exist from the second step on; the first step also compiles and is not timed."""
@@ -46,9 +46,10 @@ def measure(configs: list[tuple[RunConfig, bool]], tiny: ModelSettings) -> Itera
     loaded = {"base_gib": held_gib(), "loading_peak_gib": peak_gib(), "loading_s": time.perf_counter() - began}
     for config, mixed in configs:
         model = add_adapter(base, config.lora, seed=0)
-        if engine_of(config.trainer) is Engine.fast:
+        choice = choose_for(config, model)
+        if choice.speeds_up_model:
             speed_up(model)
-        found = loaded | {"base_and_adapter_gib": held_gib()} | train(model, tokenizer, config, mixed)
+        found = loaded | {"base_and_adapter_gib": held_gib()} | train(model, tokenizer, config, mixed, choice.engine)
         if not ON_GPU:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
             found = {k: v for k, v in found.items() if not k.endswith("_gib")} | {"peak_memory_gib": peak - before}
@@ -60,7 +61,7 @@ def measure(configs: list[tuple[RunConfig, bool]], tiny: ModelSettings) -> Itera
         yield {k: round(v, 4) for k, v in found.items()}
 
 
-def train(model: Any, tokenizer: Any, config: RunConfig, mixed: bool) -> dict[str, float]:
+def train(model: Any, tokenizer: Any, config: RunConfig, mixed: bool, engine: Engine) -> dict[str, float]:
     """Train NUM_STEPS steps; memory of the passes, time of the steps after the first."""
     watch, t = Watch(), config.trainer
     watch.hook(model)
@@ -70,12 +71,12 @@ def train(model: Any, tokenizer: Any, config: RunConfig, mixed: bool) -> dict[st
             trainer=replace(t, max_steps=NUM_STEPS, save_steps=0, warmup_ratio=0.0),
             seed=0,
             checkpoints=Path(folder),
-            engine=engine_of(t),
+            engine=engine,
             autocast_bf16=ON_GPU and compute_dtype(config.quant)[0] is torch.bfloat16,
         )
         rows = rows_of(config, mixed, model.config.vocab_size)
         tokens = sum(len(row) for row in rows["input_ids"]) / NUM_STEPS
-        fitted = fit(model, tokenizer, rows, settings, watch, dict)
+        fitted = fit_of(engine)(model, tokenizer, rows, settings, watch, dict)
     trainable, total = count_params(model)
     return watch.numbers() | {
         "tokens_per_step": tokens,

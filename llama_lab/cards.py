@@ -72,9 +72,10 @@ def largest_micro_batch(
 
     None where not even one row fits.
     """
+    room = USABLE_SHARE * memory_gib
     for rows in _divisors(config.trainer.effective_batch_size):
         tried = replace(config, trainer=config.trainer.with_micro_batch(rows))
-        if estimate(shape, tried, length=length, device=device, padded=padded).total <= USABLE_SHARE * memory_gib:
+        if estimate(shape, tried, length=length, device=device, padded=padded, room_gib=room).total <= room:
             return rows
     return None
 
@@ -90,7 +91,10 @@ def nearest_fit(
     start = _Plan(config=config, length=length)
 
     def works(plan: _Plan) -> bool:
-        return fits(estimate(shape, plan.config, length=plan.length, device=card.device, padded=padded), card)
+        found = estimate(
+            shape, plan.config, length=plan.length, device=card.device, padded=padded, room_gib=card.usable_gib
+        )
+        return fits(found, card)
 
     if works(start):
         return []

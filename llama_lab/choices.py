@@ -99,12 +99,25 @@ class Attention(StrEnum):
 
 class Engine(StrEnum):
     """How a step is computed: `fast` with the fewer operations of llama_lab/engine, `standard` by TRL, PEFT and
-    bitsandbytes alone. `auto` is fast on a CPU and standard on a GPU.
+    bitsandbytes alone. `auto` is fast wherever the fast one computes the settings (engine/suits.py for a GPU).
     """
 
     auto = "auto"
     fast = "fast"
     standard = "standard"
+
+
+class Memory(StrEnum):
+    """What the fast engine keeps in a GPU's memory, from the leanest to the fastest.
+
+    `lean` computes each block again in backward; `balanced` keeps activations; `fast` also keeps the base dequantised.
+    `auto` is the fastest that fits.
+    """
+
+    auto = "auto"
+    lean = "lean"
+    balanced = "balanced"
+    fast = "fast"
 
 
 class Optimizer(StrEnum):

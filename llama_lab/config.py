@@ -19,6 +19,7 @@ from llama_lab.choices import (
     LongRows,
     LoraInit,
     LossOn,
+    Memory,
     ModelSource,
     Optimizer,
     QuantType,
@@ -291,6 +292,8 @@ class TrainerSettings:
     name: TrainerName = TrainerName.sft
     engine: Engine = Engine.auto
     """The same mathematics with fewer operations, or the libraries' own."""
+    memory: Memory = Memory.auto
+    """What the fast engine keeps in a GPU's memory; `auto` is the fastest that fits in 90% of it."""
     num_train_epochs: float = 1.0
     max_steps: int = -1
     """Optimizer steps; -1 leaves it to num_train_epochs."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llama_lab.activations import FP32, Block, Device, Precision, precision
-from llama_lab.choices import Optimizer, QuantType
+from llama_lab.choices import Engine, Memory, Optimizer, QuantType
 from llama_lab.config import QuantSettings, RunConfig, TrainerSettings
+from llama_lab.engine.suits import allowed_memory, unsuited
+from llama_lab.fast_memory import BF16, FastRun
 from llama_lab.params import ModelShape, adapted_linears, adapter_tensors
 
 GIB = 2**30
@@ -64,15 +66,51 @@ class MemoryEstimate:
 
 
 def estimate(
-    shape: ModelShape, config: RunConfig, *, length: int, device: Device = Device.gpu, padded: bool = False
+    shape: ModelShape,
+    config: RunConfig,
+    *,
+    length: int,
+    device: Device = Device.gpu,
+    padded: bool = False,
+    room_gib: float = 0.0,
 ) -> MemoryEstimate:
     """Predicted peak of training, in the memory of the GPU or, on a CPU, beyond what the libraries take.
 
     Args:
         length: tokens of the longest row, padding included.
         padded: rows of a batch differ in length, or are packed: attention then needs a mask.
+        room_gib: what trainer.memory=auto may take; where nothing fits, it is the leanest.
     """
+    if is_fast(config, device):
+        return estimate_fast(shape, config, fastest_fit(shape, config, length=length, room_gib=room_gib), length=length)
     return max(_Run(shape, config, length, device, padded).moments(), key=lambda moment: moment.total)
+
+
+def is_fast(config: RunConfig, device: Device) -> bool:
+    """Whether the fast engine of a GPU trains this run."""
+    return device is Device.gpu and config.trainer.engine is not Engine.standard and unsuited(config) is None
+
+
+def fastest_fit(shape: ModelShape, config: RunConfig, *, length: int, room_gib: float) -> Memory:
+    """trainer.memory; of `auto` the fastest level whose predicted peak is within the room, else the leanest."""
+    levels = allowed_memory(config)
+    found = (level for level in levels if estimate_fast(shape, config, level, length=length).total <= room_gib)
+    return next(found, levels[-1])
+
+
+def estimate_fast(shape: ModelShape, config: RunConfig, memory: Memory, *, length: int) -> MemoryEstimate:
+    """Predicted peak of the fast engine at one level of trainer.memory."""
+    run = FastRun(shape=shape, config=config, memory=memory, num_tokens=rows_at_once(config.trainer) * length)
+    types = Precision(compute=BF16, adapter=BF16)
+    return MemoryEstimate(
+        base=(base_bytes(shape, config.quant, types, Device.gpu) + run.dense_base) / GIB,
+        adapter=run.masters / GIB,
+        gradients=run.gradients / GIB,
+        optimizer=run.optimizer / GIB,
+        activations=run.activations / GIB,
+        logits=run.head / GIB,
+        workspace=(run.workspace + CUBLAS_BYTES) / GIB,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import torch
 
 from llama_lab.activations import Device
 from llama_lab.cards import USABLE_SHARE, Card, largest_micro_batch, nearest_fit
+from llama_lab.choices import Memory
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.errors import ConfigError
+from llama_lab.memory import estimate_fast, fastest_fit
 from llama_lab.params import ModelShape
 
 
@@ -44,6 +46,16 @@ def resolve(config: RunConfig, shape: ModelShape, rows: Rows) -> tuple[TrainerSe
         f"of the {memory:.1f} GiB of {name}; {chosen.gradient_accumulation_steps} of them make a step of "
         f"{trainer.effective_batch_size} rows"
     )
+
+
+def memory_level(config: RunConfig, shape: ModelShape, longest: int) -> tuple[Memory, str]:
+    """What the fast engine may keep on this GPU, and one line that says why."""
+    name, memory, _ = _memory()
+    room = USABLE_SHARE * memory
+    level = fastest_fit(shape, config, length=longest, room_gib=room)
+    total = estimate_fast(shape, config, level, length=longest).total
+    asked = "asked for" if config.trainer.memory is level else f"the fastest that fits in {room:.0f} GiB of {name}"
+    return level, f"Engine: fast, memory {level} ({asked}): at most {total:.1f} GiB for {longest:,} tokens a row"
 
 
 def _memory() -> tuple[str, float, Device]:

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from llama_lab.activations import Device
 from llama_lab.cards import CARDS, USABLE_SHARE, Card, fits, largest_micro_batch, nearest_fit
-from llama_lab.memory import MemoryEstimate, estimate
+from llama_lab.engine.suits import allowed_memory
+from llama_lab.memory import MemoryEstimate, estimate, estimate_fast, is_fast
 from llama_lab.plan import Plan
 
 
@@ -26,9 +27,23 @@ def memory_tables(made: Plan) -> list[Text | Table]:
     ]
 
 
-def _estimate(made: Plan, device: Device) -> MemoryEstimate:
+def _estimate(made: Plan, device: Device, room_gib: float = 0.0) -> MemoryEstimate:
     assert made.shape is not None
-    return estimate(made.shape, made.config, length=_length(made), device=device, padded=_padded(made))
+    return estimate(
+        made.shape, made.config, length=_length(made), device=device, padded=_padded(made), room_gib=room_gib
+    )
+
+
+def _columns(made: Plan) -> dict[str, MemoryEstimate]:
+    """The predicted peak on a GPU, at each level of trainer.memory that may be taken, and on a CPU."""
+    assert made.shape is not None
+    on_gpu = {"GPU": _estimate(made, Device.gpu)}
+    if is_fast(made.config, Device.gpu):
+        on_gpu = {
+            f"GPU, {level}": estimate_fast(made.shape, made.config, level, length=_length(made))
+            for level in reversed(allowed_memory(made.config))
+        }
+    return on_gpu | {"CPU": _estimate(made, Device.cpu)}
 
 
 def _length(made: Plan) -> int:
@@ -45,15 +60,14 @@ def _padded(made: Plan) -> bool:
 
 
 def _parts(made: Plan) -> Table:
-    table = Table()
+    table, columns = Table(), _columns(made)
     table.add_column("GiB")
-    for name in ("GPU", "CPU"):
+    for name in columns:
         table.add_column(name, justify="right")
-    gpu, cpu = _estimate(made, Device.gpu), _estimate(made, Device.cpu)
-    for name, gib in gpu.parts().items():
-        table.add_row(name, f"{gib:.2f}", f"{cpu.parts()[name]:.2f}")
+    for part in next(iter(columns.values())).parts():
+        table.add_row(part, *(f"{found.parts()[part]:.2f}" for found in columns.values()))
     table.add_section()
-    table.add_row("in all", f"{gpu.total:.2f}", f"{cpu.total:.2f}")
+    table.add_row("in all", *(f"{found.total:.2f}" for found in columns.values()))
     return table
 
 
@@ -63,7 +77,7 @@ def _cards(made: Plan) -> Table:
     for column in ("card", "GiB", "", "rows at once" if auto else "the nearest that fits"):
         table.add_column(column, overflow="fold")
     for card in CARDS:
-        found = _estimate(made, card.device)
+        found = _estimate(made, card.device, room_gib=card.usable_gib)
         sign = Text("yes", "green") if fits(found, card) else Text("no", "red")
         table.add_row(card.name, f"{found.total:.1f}", sign, _rows(made, card) if auto else _advice(made, card))
     return table

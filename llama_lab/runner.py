@@ -17,12 +17,12 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from llama_lab import report
-from llama_lab.choices import Engine, Resume
+from llama_lab.choices import Engine, Memory, Resume
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.data.audit import Level, audit, stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.splits import Splits, build_splits
-from llama_lab.engine.choose import engine_of
+from llama_lab.engine.choose import choose, choose_for, fit_of
 from llama_lab.engine.install import speed_up
 from llama_lab.evaluate import score
 from llama_lab.events import Listener, Listeners, Pruned
@@ -30,7 +30,7 @@ from llama_lab.generate import answer
 from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
-from llama_lab.micro_batch import Rows, resolve
+from llama_lab.micro_batch import Rows, memory_level, resolve
 from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
@@ -38,7 +38,7 @@ from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
-from llama_lab.trainer import FitSettings, fit, last_checkpoint, peak_memory_gib, step_of
+from llama_lab.training import FitSettings, last_checkpoint, peak_memory_gib, step_of
 
 
 @dataclass(kw_only=True)
@@ -55,6 +55,9 @@ class _Loaded:
     """What the stages of a run work with."""
 
     config: RunConfig
+    engine: Engine
+    longest_row: int
+    """Tokens."""
     run_dir: RunDir
     tracking: Tracking
     display: Display
@@ -112,16 +115,20 @@ def _load(
         display.note(f"Note: {note}.")
     stop_on_failure(findings)
     with display.stage("Loading and quantising the base"):
-        engine = engine_of(config.trainer)
-        base = load_base(config.model, config.quant, dense=engine is Engine.fast)
+        base = load_base(config.model, config.quant, dense=choose(config).engine is Engine.fast)
         set_special_tokens(base, tokenizer)
         model = add_adapter(base, config.lora, seed=config.seed)
-        if engine is Engine.fast:
+        choice = choose_for(config, model)
+        if choice.speeds_up_model:
             speed_up(model)
-    trainer = _with_micro_batch(config, splits, lock, display)
+    if choice.note:
+        display.note(f"{choice.note}.")
+    trainer, rows = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     return _Loaded(
         config=replace(config, trainer=trainer),
+        engine=choice.engine,
+        longest_row=rows.longest,
         run_dir=run_dir,
         tracking=tracking,
         display=display,
@@ -132,20 +139,31 @@ def _load(
     )
 
 
-def _with_micro_batch(config: RunConfig, splits: Splits, lock: dict[str, Any], display: Display) -> TrainerSettings:
+def _with_micro_batch(
+    config: RunConfig, splits: Splits, lock: dict[str, Any], display: Display
+) -> tuple[TrainerSettings, Rows]:
     """A resumed run goes on with the micro-batch that it began with, also where more would fit now."""
-    if config.trainer.micro_batch_size == "auto" and "micro_batch_size" in lock:
-        return config.trainer.with_micro_batch(lock["micro_batch_size"])
     lengths = [len(ids) for ids in training_rows(splits.train.tokens, config.dataset)["input_ids"]]
     multiple = config.dataset.pad_to_multiple_of or 1
     rows = Rows(
         longest=-(-max(lengths) // multiple) * multiple,
         padded=config.dataset.packing or len(set(lengths)) > 1,
     )
+    if config.trainer.micro_batch_size == "auto" and "micro_batch_size" in lock:
+        return config.trainer.with_micro_batch(lock["micro_batch_size"]), rows
     trainer, note = resolve(config, base_shape(config.model), rows)
     if note:
         display.note(f"{note}.")
-    return trainer
+    return trainer, rows
+
+
+def _memory_level(loaded: _Loaded) -> Memory:
+    """trainer.memory; of `auto` the fastest that fits, which is said."""
+    if loaded.engine is Engine.standard or not torch.cuda.is_available():
+        return Memory.balanced
+    level, note = memory_level(loaded.config, base_shape(loaded.config.model), loaded.longest_row)
+    loaded.display.note(f"{note}.")
+    return level
 
 
 def _stages(loaded: _Loaded) -> tuple[Result, list[report.Sample]]:
@@ -169,7 +187,8 @@ def _fit(loaded: _Loaded) -> FitResult:
         trainer=config.trainer,
         seed=config.seed,
         checkpoints=run_dir.checkpoints,
-        engine=engine_of(config.trainer),
+        engine=loaded.engine,
+        memory=_memory_level(loaded),
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
         pad_to_multiple_of=config.dataset.pad_to_multiple_of,
         runtime_before_s=runtimes[-1] if runtimes else 0.0,
@@ -179,6 +198,7 @@ def _fit(loaded: _Loaded) -> FitResult:
         return _eval_metrics(score(loaded.model, loaded.tokenizer, splits.valid, config.evaluate, metrics=[]))
 
     listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
+    fit = fit_of(loaded.engine)
     return fit(loaded.model, loaded.tokenizer, rows, settings, listeners, held_out)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_lab.checks import check_model
-from llama_lab.choices import Engine
 from llama_lab.config import GenerationSettings, RunConfig
 from llama_lab.errors import ModelError, RunError
 from llama_lab.lock import config_of
@@ -83,7 +82,7 @@ def load_trained(config: RunConfig, run_dir: RunDir) -> tuple[PeftModel, PreTrai
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from llama_lab.engine.choose import engine_of
+    from llama_lab.engine.choose import choose
     from llama_lab.engine.install import speed_up
     from llama_lab.model import load_base, set_special_tokens
 
@@ -96,7 +95,7 @@ def load_trained(config: RunConfig, run_dir: RunDir) -> tuple[PeftModel, PreTrai
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{run_dir.adapter} does not load on {config.model.name}: {reason}") from error
-    if engine_of(config.trainer) is Engine.fast:
+    if choose(config).speeds_up_model:
         speed_up(model)
     return model.eval(), tokenizer
 

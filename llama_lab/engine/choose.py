@@ -1,22 +1,115 @@
-"""Which way of computing a step is taken."""
+"""Which way of computing a step is taken, and why."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
 import torch
+from torch import nn
 
 from llama_lab.choices import Engine
-from llama_lab.config import TrainerSettings
+from llama_lab.config import RunConfig
+from llama_lab.engine.frozen import base_of
+from llama_lab.engine.network import layer_scale, projections_of
+from llama_lab.engine.suits import unsuited
 from llama_lab.errors import ConfigError
+from llama_lab.results import FitResult
 
 
-def engine_of(trainer: TrainerSettings) -> Engine:
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An engine, and one line that says why where a GPU user would ask."""
+
+    engine: Engine
+    note: str | None = None
+
+    @property
+    def speeds_up_model(self) -> bool:
+        """On a CPU the loaded model itself computes with fewer operations, its answers included (install.py)."""
+        return self.engine is Engine.fast and not torch.cuda.is_available()
+
+
+def choose(config: RunConfig) -> Choice:
     """Fast or standard, for what trainer.engine asks on this machine.
 
     Raises:
-        ConfigError: fast on a GPU, where it does not exist yet.
+        ConfigError: trainer.engine=fast with a setting that it does not compute.
     """
+    if config.trainer.engine is Engine.standard:
+        return Choice(engine=Engine.standard)
     if not torch.cuda.is_available():
-        return Engine.standard if trainer.engine is Engine.standard else Engine.fast
-    if trainer.engine is Engine.fast:
-        raise ConfigError("trainer.engine=fast computes on a CPU, and here is a GPU. Type trainer.engine=auto.")
-    return Engine.standard
+        return Choice(engine=Engine.fast)
+    return _settled(config, unsuited(config) or _unsuited_machine())
+
+
+def choose_for(config: RunConfig, model: Any) -> Choice:
+    """The same once the model is known: the fast engine of a GPU computes transformers' Llama with plain LoRA."""
+    before = choose(config)
+    if before.engine is Engine.standard or not torch.cuda.is_available():
+        return before
+    return _settled(config, unsuited_model(model))
+
+
+def fit_of(engine: Engine) -> Callable[..., FitResult]:
+    """The way to train: engine/loop.py where the fast engine has a GPU, else TRL's trainer (trainer.py)."""
+    if engine is Engine.fast and torch.cuda.is_available():
+        from llama_lab.engine import loop
+
+        return loop.fit
+    from llama_lab import trainer
+
+    return trainer.fit
+
+
+def unsuited_model(model: Any) -> str | None:
+    """What of a PEFT model the fast engine does not compute; None where it does all."""
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    causal = model.get_base_model()
+    if type(causal) is not LlamaForCausalLM:
+        return f"a model of the class {type(causal).__name__}"
+    if type(causal.lm_head) is not nn.Linear or causal.lm_head.bias is not None:
+        return "an lm_head that is more than one matrix"
+    if causal.config.attention_dropout or causal.config.hidden_act != "silu":
+        return "attention dropout or another activation than SiLU"
+    groups = [group for layer in causal.model.layers for group in projections_of(layer)]
+    if any(base_of(layer).bias is not None for group in groups for layer in group):
+        return "linear layers with biases"
+    adapted = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
+    if not any(adapted) or not all(map(_is_uniform, adapted)):
+        return "adapters that are more than one plain LoRA of one rank"
+    return None
+
+
+def _is_uniform(adapted: list[Any]) -> bool:
+    """Layers of one input each have one plain LoRA, all of one rank and scale."""
+    if not all(len(layer.lora_A) == 1 and not layer.lora_variant for layer in adapted):
+        return False
+    ranks = {next(iter(layer.r.values())) for layer in adapted}
+    return len(ranks) <= 1 and len({layer_scale([layer]) for layer in adapted}) <= 1
+
+
+def _settled(config: RunConfig, reason: str | None) -> Choice:
+    if reason is None:
+        return Choice(engine=Engine.fast)
+    if config.trainer.engine is Engine.fast:
+        raise ConfigError(
+            f"trainer.engine=fast does not compute {reason} on a GPU. Type trainer.engine=auto: TRL then computes it."
+        )
+    return Choice(
+        engine=Engine.standard, note=f"Engine: standard (TRL), because the fast one does not compute {reason}"
+    )
+
+
+def _unsuited_machine() -> str | None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "several processes"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "a GPU without bf16"
+    if find_spec("torch.nn.attention.varlen") is None:
+        return f"attention by row in torch {torch.__version__} (it begins with 2.10)"
+    return None

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from llama_lab.engine.attention import Attend
+from llama_lab.engine.frozen import base_of, dense_weight, stacked
 from llama_lab.engine.layers import RmsNorm, Rotate, SwiGlu
 from llama_lab.engine.projection import Part, Project
 
@@ -72,11 +73,11 @@ class Joined:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers
-        bases = [_base(layer) for layer in layers]
-        self.weight = _stacked(bases)
+        bases = [base_of(layer) for layer in layers]
+        self.weight = stacked(bases)
         biases = [base.bias.data for base in bases if base.bias is not None]
         self.bias = torch.cat(biases).to(self.weight.dtype) if biases else None
-        self.adapted = [layer for layer in layers if layer is not _base(layer)]
+        self.adapted = [layer for layer in layers if layer is not base_of(layer)]
 
     def is_live(self) -> bool:
         """Whether every LoRA is on, alone and apart from its base."""
@@ -99,8 +100,8 @@ class Joined:
 
 def joined(layers: Sequence[Any]) -> Joined | None:
     """The layers as one projection; None where they are more than linear layers with a plain LoRA or none."""
-    bases = [_base(layer) for layer in layers]
-    if len({base.bias is None for base in bases}) > 1 or any(_dense(base) is None for base in bases):
+    bases = [base_of(layer) for layer in layers]
+    if len({base.bias is None for base in bases}) > 1 or any(dense_weight(base) is None for base in bases):
         return None
     adapted = [layer for layer, base in zip(layers, bases, strict=True) if layer is not base]
     return Joined(layers) if all(map(_is_plain, adapted)) else None
@@ -158,7 +159,7 @@ def _attention(
 
 
 def _part(layer: Any) -> Part:
-    base = _base(layer)
+    base = base_of(layer)
     if layer is base:
         return Part(size=base.out_features)
     name = next(iter(layer.lora_A))
@@ -177,31 +178,6 @@ def _is_plain(layer: Any) -> bool:
         and not layer.lora_variant
         and all(matrix.bias is None for part in (layer.lora_A, layer.lora_B) for matrix in part.values())
     )
-
-
-def _base(layer: Any) -> Any:
-    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-
-
-def _dense(base: Any) -> Tensor | None:
-    """The frozen weight as the numbers it stands for; None where it is kept in 4 or 8 bits alone."""
-    if type(base) is nn.Linear:
-        return None if base.weight.requires_grad else base.weight.data
-    return getattr(base, "dense_weight", None)
-
-
-def _stacked(bases: Sequence[Any]) -> Tensor:
-    """The weights one below the other; each layer keeps its own as a part of that, so that none lies there twice."""
-    weights = [weight for base in bases if (weight := _dense(base)) is not None]
-    if len(weights) == 1:
-        return weights[0]
-    whole = torch.cat(weights)
-    for base, weight in zip(bases, whole.split([base.out_features for base in bases]), strict=True):
-        if type(base) is nn.Linear:
-            base.weight.data = weight
-        else:
-            base.dense_weight = weight
-    return whole
 
 
 def _silu_of_transformers() -> type:

@@ -21,7 +21,8 @@ from llama_lab.errors import ConfigError
 from llama_lab.events import Listeners
 from llama_lab.lora import add_adapter
 from llama_lab.results import OBJECTIVES
-from llama_lab.trainer import FitSettings, fit
+from llama_lab.trainer import fit
+from llama_lab.training import FitSettings
 
 VARIANTS = {
     "plain": [],

@@ -1,0 +1,145 @@
+"""A whole Llama with LoRA, forward and backward without autograd: embedding, blocks, head and loss.
+
+K adapters, N tokens of each, D hidden size, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama_lab.choices import Memory
+from llama_lab.engine.adapter import Adapter
+from llama_lab.engine.block import Block, Projection, Saved, Step
+from llama_lab.engine.frozen import Frozen, base_of
+from llama_lab.engine.pieces import Pieces
+from llama_lab.engine.rows import RowBounds
+
+HEAD_CHUNK = 1024
+"""Tokens whose logits are there at once."""
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """A micro-batch on the device: rows of every adapter one behind the other."""
+
+    ids_KN: Tensor
+    targets_KN: Tensor
+    """The token after each; IGNORED where nothing is learned."""
+    positions_KN: Tensor
+    """Each row counts from 0."""
+    rows: RowBounds
+    keys: Tensor
+    """(number of dropout keys, KEY_WORDS) int32."""
+    share_K: Tensor
+    """What one learned token counts in the loss: 1 / learned tokens of the step."""
+    losses_K: Tensor
+    """To which the losses are added."""
+
+
+class Network:
+    """Computes losses, and the gradients of the adapter, of a PEFT model that `choose.why_standard` lets through."""
+
+    def __init__(self, model: Any, memory: Memory, *, compiled: bool) -> None:
+        causal = model.get_base_model()
+        inner = causal.model
+        self.embedding, self.rotary = inner.embed_tokens.weight.data, inner.rotary_emb
+        self.head, self.norm = causal.lm_head.weight.data, (inner.norm.weight.data, inner.norm.variance_epsilon)
+        self.pieces = Pieces(compiled=compiled)
+        groups = [group for layer in inner.layers for group in projections_of(layer)]
+        lora = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
+        self.adapter = Adapter(lora, self.embedding.dtype, self.embedding.device)
+        self.num_keys = sum(map(len, lora))
+        self.blocks = self._blocks(inner.layers, groups, memory)
+        self.first_adapted = next(i for i, block in enumerate(self.blocks) if block.is_adapted)
+
+    def forward_backward(self, inputs: Inputs) -> None:
+        """Add the losses to `inputs.losses_K` and write the gradients of the adapter."""
+        with torch.no_grad():
+            x, delta = nn.functional.embedding(inputs.ids_KN, self.embedding), None
+            cos, sin = self.rotary(x, inputs.positions_KN.view(1, -1))
+            half = sin.shape[-1] // 2
+            sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # as pieces.turned wants it
+            step = Step(cos_NE=cos[0], sin_NE=sin, rows=inputs.rows, keys=inputs.keys)
+            kept: list[Saved] = []
+            for block in self.blocks:
+                saved, x, delta = block.forward(x, delta, step)
+                kept.append(saved)
+            grad: Tensor | None = self._head(x, delta, inputs)
+            del x, delta, saved
+            for i in range(len(self.blocks) - 1, self.first_adapted - 1, -1):
+                assert grad is not None
+                grad = self.blocks[i].backward(grad, kept.pop(), step, need_x=i > self.first_adapted)
+
+    def _head(self, x: Tensor, delta: Tensor | None, inputs: Inputs) -> Tensor:
+        """The losses, and the gradient of the residual stream behind the last block."""
+        x, hidden_KND = self.pieces("added_normed", "head")(x, delta, *self.norm)
+        hidden, targets = hidden_KND.flatten(0, 1), inputs.targets_KN.flatten()
+        num_adapters, num_tokens = inputs.ids_KN.shape
+        shares = inputs.share_K[:, None].expand(-1, num_tokens).reshape(-1)
+        grad, losses = torch.empty_like(hidden), []
+        for start in range(0, len(hidden), HEAD_CHUNK):
+            part = slice(start, start + HEAD_CHUNK)
+            logits = hidden[part] @ self.head.t()
+            loss, error = self.pieces("head_error")(logits, targets[part], shares[part])
+            del logits
+            torch.mm(error, self.head, out=grad[part])
+            losses.append(loss)
+        inputs.losses_K += torch.cat(losses).view(num_adapters, -1).sum(dim=1)
+        return self.pieces("norm_back", "head")(grad.view(x.shape), x, *self.norm, None)
+
+    def _blocks(self, layers: Any, groups: list[list[Any]], memory: Memory) -> list[Block]:
+        work, grad = self.adapter.views(self.adapter.work_KS), self.adapter.views(self.adapter.grad_KS)
+        made, first_key = [], 0
+        for group, work_views, grad_views in zip(groups, work, grad, strict=True):
+            adapted = [layer for layer in group if layer is not base_of(layer)]
+            made.append(
+                Projection(
+                    frozen=Frozen(group, keep=memory is Memory.fast),
+                    places=_places(group),
+                    share=_dropout_of(adapted),
+                    scale_K=self.embedding.new_tensor([layer_scale(adapted)]),
+                    keys=slice(first_key, first_key + len(adapted)),
+                    work=work_views,
+                    grad=grad_views,
+                )
+            )
+            first_key += len(adapted)
+        recompute = memory is Memory.lean
+        return [
+            Block(layer, made[4 * i : 4 * i + 4], self.pieces, recompute=recompute) for i, layer in enumerate(layers)
+        ]
+
+
+def projections_of(layer: Any) -> list[list[Any]]:
+    """The linear layers of a block by the input that they share."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
+
+
+def layer_scale(adapted: list[Any]) -> float:
+    """alpha / r, or what else the layers are scaled by; they share it."""
+    return float(next(iter(adapted[0].scaling.values()))) if adapted else 1.0
+
+
+def _dropout_of(adapted: list[Any]) -> float:
+    drop = next(iter(adapted[0].lora_dropout.values())) if adapted else None
+    return drop.p if isinstance(drop, nn.Dropout) else 0.0
+
+
+def _places(group: list[Any]) -> list[slice]:
+    places, start = [], 0
+    for layer in group:
+        size = base_of(layer).out_features
+        if layer is not base_of(layer):
+            places.append(slice(start, start + size))
+        start += size
+    return places

@@ -1,0 +1,187 @@
+"""The element-wise parts of a Llama block, forward and backward, each one kernel when compiled.
+
+Plain functions of tensors: nothing here is known to autograd. K adapters, P adapted layers of a projection, N tokens,
+D hidden size, I intermediate size, H heads, E numbers of a head, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from llama_lab.data.templates import IGNORED
+from llama_lab.engine.dropout import kept
+
+
+def added(x: Tensor, delta: Tensor | None) -> Tensor:
+    """The residual stream behind a branch."""
+    return x if delta is None else x + delta
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``weight · x / sqrt(mean(x²) + eps)`` (arXiv 1910.07467), in fp32 as transformers does."""
+    wide = x.to(_wide(x))
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def dropped(x_KND: Tensor, drawn_KP: Tensor, share: float) -> list[Tensor]:
+    """(K, N, D) for each layer: what goes into its A.
+
+    One tensor a layer and not one for all: so every place is its own index, which costs the compiler no division.
+    """
+    scaled = x_KND * (1 / (1 - share))
+    return [
+        torch.where(kept(drawn_KP[:, i], x_KND.shape[1], x_KND.shape[2], share), scaled, 0)
+        for i in range(drawn_KP.shape[1])
+    ]
+
+
+def undropped(grad_KND: Tensor, through: list[Tensor], drawn_KP: Tensor, share: float) -> Tensor:
+    """The gradient of x from the base and from each A."""
+    out = grad_KND.to(_wide(grad_KND))
+    for i, grad_i in enumerate(through):
+        keep = kept(drawn_KP[:, i], grad_KND.shape[1], grad_KND.shape[2], share)
+        out = out + torch.where(keep, grad_i.to(out.dtype) * (1 / (1 - share)), 0)
+    return out.to(grad_KND.dtype)
+
+
+def added_normed(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream, and what a branch reads of it."""
+    x = added(x, delta)
+    return x, normed(x, weight, eps)
+
+
+def normed_dropped(x_KND: Tensor, weight: Tensor, eps: float, drawn_KP: Tensor, share: float) -> list[Tensor]:
+    """What goes into each A, computed again from the residual stream."""
+    return dropped(normed(x_KND, weight, eps), drawn_KP, share)
+
+
+def added_normed_dropped(
+    x_KND: Tensor, delta: Tensor | None, weight: Tensor, eps: float, drawn_KP: Tensor, share: float
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The residual stream, what a branch reads of it, and what goes into each A."""
+    x, out = added_normed(x_KND, delta, weight, eps)
+    return x, out, dropped(out, drawn_KP, share)
+
+
+def norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor:
+    """Gradient of the residual stream, from that of its norm and from `residual` past the branch."""
+    wide, g = x.to(_wide(x)), (grad * weight).to(_wide(x))
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    out_wide = wide * rstd
+    out = rstd * (g - out_wide * (g * out_wide).mean(-1, keepdim=True))
+    return out.to(x.dtype) if residual is None else (out + residual).to(x.dtype)
+
+
+def undropped_norm_back(
+    grad_KND: Tensor,
+    through: list[Tensor],
+    drawn_KP: Tensor,
+    share: float,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None,
+) -> Tensor:
+    """`undropped`, then `norm_back`."""
+    return norm_back(undropped(grad_KND, through, drawn_KP, share), x, weight, eps, residual)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """``silu(gate) · up`` (arXiv 2002.05202) of (..., 2 I), gate first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def gated_dropped(gate_up_KNI: Tensor, drawn_KP: Tensor, share: float) -> tuple[Tensor, list[Tensor]]:
+    """`gated`, and what goes into the A of the layer behind it."""
+    out = gated(gate_up_KNI)
+    return out, dropped(out, drawn_KP, share)
+
+
+def gate_back(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """Gradient of (..., 2 I)."""
+    gate, up = (part.to(_wide(part)) for part in gate_up.chunk(2, dim=-1))
+    sigmoid, g = torch.sigmoid(gate), grad.to(_wide(grad))
+    of_gate = g * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return torch.cat([of_gate, g * gate * sigmoid], dim=-1).to(gate_up.dtype)
+
+
+def undropped_gate_back(
+    grad_KNI: Tensor, through: list[Tensor], drawn_KP: Tensor, share: float, gate_up_KNI: Tensor
+) -> Tensor:
+    """`undropped`, then `gate_back`."""
+    return gate_back(undropped(grad_KNI, through, drawn_KP, share), gate_up_KNI)
+
+
+def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of the first `num_turned` heads; the others as they are.
+
+    Args:
+        sin_NE: its first half negative, so that turning is one sum over the halves swapped.
+    """
+    place = torch.arange(qkv_NHE.shape[1], device=qkv_NHE.device)[:, None]
+    out = qkv_NHE * cos_NE[:, None] + _swapped(qkv_NHE) * sin_NE[:, None]
+    return torch.where(place < num_turned, out, qkv_NHE)
+
+
+def turned_back(q_NHE: Tensor, k_NHE: Tensor, v_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
+    """(N, heads of q, k and v, E): gradient of what was turned."""
+
+    def back(grad: Tensor) -> Tensor:
+        return grad * cos_NE[:, None] + _swapped(grad * sin_NE[:, None])
+
+    return torch.cat([back(q_NHE), back(k_NHE), v_NHE], dim=1)
+
+
+def _swapped(x_NHE: Tensor) -> Tensor:
+    """The halves of each head in each other's place."""
+    return x_NHE.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+
+
+def head_error(logits_NV: Tensor, target_N: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each token in nats, 0 where nothing is learned, and the gradient of the logits.
+
+    Args:
+        share_N: what each token counts in the loss.
+    """
+    wide = logits_NV.to(_wide(logits_NV))
+    wide = wide - wide.amax(dim=-1, keepdim=True)
+    sums = wide.exp().sum(dim=-1, keepdim=True)
+    learned = target_N != IGNORED
+    wanted = torch.where(learned, target_N, 0)
+    chosen = wide.gather(1, wanted[:, None])
+    loss = torch.where(learned, (sums.log() - chosen)[:, 0] * share_N, 0)
+    is_target = torch.arange(wide.shape[1], device=wide.device)[None] == wanted[:, None]
+    error = (wide.exp() / sums - is_target.to(wide.dtype)) * torch.where(learned, share_N, 0)[:, None]
+    return loss, error.to(logits_NV.dtype)
+
+
+class Pieces:
+    """The functions of this module, compiled or as they are."""
+
+    def __init__(self, *, compiled: bool) -> None:
+        self.compiled = compiled
+        self._made: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    def __call__(self, name: str, place: str = "") -> Callable[..., Any]:
+        """The function `name` for one place of the block, whose sizes differ from those of other places.
+
+        Each place gets a function of its own: the compiler then takes all sizes but the tokens' for constants.
+        """
+        if not self.compiled:
+            return globals()[name]
+        if (name, place) not in self._made:
+            plain = globals()[name]
+            own = FunctionType(plain.__code__.replace(co_name=f"{name}_{place}"), globals(), name)
+            self._made[name, place] = torch.compile(own, fullgraph=True)
+        return self._made[name, place]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

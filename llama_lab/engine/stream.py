@@ -1,0 +1,166 @@
+"""Rows to streams: the rows of a micro-batch one behind the other, at one of a few lengths."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from queue import Queue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_lab.data.batches import LENGTHS
+from llama_lab.data.templates import IGNORED
+
+AHEAD = 4
+"""Streams that are made while the GPU works."""
+STEP = 64
+"""Tokens to whose multiples streams are padded: products of other sizes are slower."""
+RECORDING = 20_000
+"""Tokens that an H100 trains a 7B on while it records one length (1.2 s: benchmarks/results/speed.json)."""
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """One micro-batch on the host; padded at the end to its length, where nothing is learned."""
+
+    ids: Tensor
+    targets: Tensor
+    """The token after each; IGNORED where nothing is learned."""
+    positions: Tensor
+    starts: Tensor
+    """int32; first places of the rows, then the end again and again."""
+    spans: list[tuple[int, int]]
+    num_tokens: int
+    """Real ones."""
+    num_learned: int
+    """As transformers counts them: labels that are not ignored."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(end - start for start, end in self.spans)
+
+    def pinned(self) -> Stream:
+        """The same in memory from which a GPU copies by itself."""
+        names = ("ids", "targets", "positions", "starts")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+
+
+@dataclass(kw_only=True)
+class StreamCollator:
+    """Makes streams; the loss does not depend on their padding."""
+
+    pad_token_id: int
+    max_rows: int
+    """No micro-batch has more, packed ones counted one by one."""
+    longest: int
+    """Tokens of the longest row; padding is cut into rows of it."""
+    sizes: Callable[[int], int]
+    """Tokens to the length of the stream."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Stream:
+        """Columns input_ids and labels, and seq_lengths where rows are packed."""
+        ids = [token for row in rows for token in row["input_ids"]]
+        labels = [label for row in rows for label in row["labels"]]
+        lengths = [length for row in rows for length in row.get(LENGTHS) or [len(row["input_ids"])]]
+        size = self.sizes(len(ids))
+        padding = size - len(ids)
+        spans = _spans([*lengths, *_cut(padding, self.longest)])
+        num_learned = sum(label != IGNORED for label in labels)
+        for start, _ in spans[: len(lengths)]:
+            # what lies before a row says nothing about it; transformers knows that of packed rows when it counts
+            num_learned -= LENGTHS in rows[0] and labels[start] != IGNORED
+            labels[start] = IGNORED
+        ends = [end for _, end in spans]
+        return Stream(
+            ids=torch.tensor(ids + [self.pad_token_id] * padding),
+            targets=torch.tensor(labels[1:] + [IGNORED] * (padding + 1)),
+            positions=torch.tensor([place for start, end in spans for place in range(end - start)]),
+            starts=torch.tensor([0, *ends] + [size] * (self.max_rows + 1 - len(ends)), dtype=torch.int32),
+            spans=spans,
+            num_tokens=len(ids),
+            num_learned=num_learned,
+        )
+
+
+def chosen_sizes(totals: Sequence[int], cost: int = RECORDING) -> list[int]:
+    """The lengths to which micro-batches of so many tokens are padded, so that padding and recordings cost least.
+
+    Args:
+        totals: tokens of every micro-batch of the run.
+        cost: tokens that could be trained on while one length is recorded.
+    """
+    wanted = Counter(-(-total // STEP) * STEP for total in totals)
+    sizes = sorted(wanted)
+    # best[i]: least cost of the i smallest sizes when the last of them is a chosen one, and where the one before ends
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for i in range(1, len(sizes) + 1):
+        found, padding = [], 0
+        for j in range(i - 1, -1, -1):
+            padding += wanted[sizes[j]] * (sizes[i - 1] - sizes[j])
+            found.append((best[j][0] + padding + cost, j))
+        best.append(min(found))
+    chosen, i = [], len(sizes)
+    while i:
+        chosen.append(sizes[i - 1])
+        i = best[i][1]
+    return chosen[::-1]
+
+
+def next_size(sizes: Sequence[int], num_tokens: int) -> int:
+    """The smallest of `sizes` that holds so many tokens."""
+    return sizes[bisect_left(sizes, num_tokens)]
+
+
+def as_it_is(num_tokens: int) -> int:
+    """No padding, where nothing is recorded."""
+    return num_tokens
+
+
+def made_ahead(make: Callable[[list[int]], Any], batches: Iterable[list[int]]) -> Iterator[Any]:
+    """What `make` gives for each batch, made by another thread; its errors are raised here."""
+    queue: Queue[tuple[str, Any]] = Queue(maxsize=AHEAD)
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                queue.put(("made", make(batch)))
+                if stopped.is_set():
+                    return
+            queue.put(("end", None))
+        except BaseException as error:
+            queue.put(("error", error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = queue.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        while not queue.empty():
+            queue.get_nowait()
+
+
+def _cut(padding: int, longest: int) -> list[int]:
+    whole, rest = divmod(padding, longest)
+    return [longest] * whole + ([rest] if rest else [])
+
+
+def _spans(lengths: list[int]) -> list[tuple[int, int]]:
+    spans, start = [], 0
+    for length in lengths:
+        spans.append((start, start + length))
+        start += length
+    return spans

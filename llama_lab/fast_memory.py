@@ -1,0 +1,89 @@
+"""Peak memory of the fast engine on a GPU from a run's settings alone, counted from llama_lab/engine as it allocates.
+
+Measured beside the prediction: benchmarks/speed.py, whose cases hold both. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from llama_lab.choices import Memory, QuantType
+from llama_lab.config import RunConfig
+from llama_lab.params import ModelShape, adapter_tensors
+
+BF16, FP32 = 2, 4
+HEAD_CHUNK = 1024
+"""Tokens whose logits are there at once (engine/network.py)."""
+FLASH_BLOCK = 128
+"""Tokens to which the backward pass of attention fills up each row of queries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastRun:
+    """The sizes of a run with the fast engine, in bytes."""
+
+    shape: ModelShape
+    config: RunConfig
+    memory: Memory
+    num_tokens: int
+    """Of a micro-batch."""
+
+    @cached_property
+    def adapter(self) -> int:
+        """Numbers of A and B."""
+        return sum(adapter_tensors(self.shape, self.config.lora))
+
+    @property
+    def dense_base(self) -> int:
+        """What keeping the base dequantised takes beside its 4 bits."""
+        is_quantised = self.config.quant.type is not QuantType.none
+        return BF16 * self.shape.num_linear_params() if is_quantised and self.memory is Memory.fast else 0
+
+    @property
+    def masters(self) -> int:
+        """fp32 and the copy in bf16."""
+        return (FP32 + BF16) * self.adapter
+
+    @property
+    def gradients(self) -> int:
+        """bf16; in fp32 as well where micro-batches are added up."""
+        adds_up = self.config.trainer.gradient_accumulation_steps > 1
+        return (BF16 + (FP32 if adds_up else 0)) * self.adapter
+
+    @property
+    def optimizer(self) -> int:
+        """Two moments in fp32."""
+        return 2 * FP32 * self.adapter
+
+    @property
+    def activations(self) -> int:
+        """Kept for backward; `lean` keeps what enters each block, and all of the one that it computes again."""
+        s, block = self.shape, self.num_tokens * self._kept()
+        if self.memory is Memory.lean:
+            return self.num_tokens * s.num_layers * BF16 * s.hidden_size + block
+        return s.num_layers * block
+
+    @property
+    def head(self) -> int:
+        """Logits of a chunk and their gradient; hidden states and theirs."""
+        s = self.shape
+        return min(self.num_tokens, HEAD_CHUNK) * 2 * BF16 * s.vocab_size + 3 * BF16 * self.num_tokens * s.hidden_size
+
+    @property
+    def workspace(self) -> int:
+        """The widest moment of a block's backward pass, and the weights made whole for a product."""
+        s, n = self.shape, self.num_tokens
+        is_kept = self.memory is Memory.fast or self.config.quant.type is QuantType.none
+        whole = 0 if is_kept else BF16 * 2 * s.intermediate_size * s.hidden_size
+        mlp = n * BF16 * (4 * s.intermediate_size + 3 * s.hidden_size)
+        rows = self.config.trainer.per_device_train_batch_size + 1
+        attention = (n + FLASH_BLOCK * rows) * FP32 * s.q_size + n * BF16 * (4 * s.q_size + 4 * s.kv_size)
+        return whole + max(mlp, attention)
+
+    def _kept(self) -> int:
+        """Of one token in one block."""
+        s, lora = self.shape, self.config.lora
+        stream = 2 * s.hidden_size
+        attention = s.q_size + 2 * s.kv_size + s.q_size
+        return BF16 * (stream + attention + 2 * s.intermediate_size + 7 * lora.r) + FP32 * s.num_heads

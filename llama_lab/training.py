@@ -1,0 +1,178 @@
+"""What both ways to train share: their settings, what they tell, and how a checkpoint gets its name."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from llama_lab.choices import Engine, Memory
+from llama_lab.config import TrainerSettings
+from llama_lab.errors import ConfigError, RunError
+from llama_lab.events import Listener
+from llama_lab.results import FitResult
+
+PARTIAL = ".partial"
+"""The folder in which a checkpoint is written before it gets its name."""
+FLAT_STATE = "flat_state.pt"
+"""The file by which a checkpoint of engine/loop.py is known: optimizer states of the flat adapter."""
+
+
+@dataclass(kw_only=True)
+class FitSettings:
+    """What a way to train needs to know beside model and data."""
+
+    trainer: TrainerSettings
+    engine: Engine
+    """Fast or standard; on a CPU the model has been sped up where it is fast."""
+    seed: int
+    checkpoints: Path
+    """Complete checkpoints lie here as checkpoint-STEP."""
+    autocast_bf16: bool
+    """What trainer.bf16=null means on this device."""
+    memory: Memory = Memory.balanced
+    """What the fast engine keeps on a GPU."""
+    pad_to_multiple_of: int | None = None
+    runtime_before_s: float = 0.0
+    """Seconds of training before the checkpoint that is resumed from."""
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Tells the listener what happens, and sums up the numbers of a run."""
+
+    settings: FitSettings
+    listener: Listener
+    evaluate: Callable[[], dict[str, float]]
+    """Held-out numbers of the model as it is."""
+    start_step: int
+    losses: list[float] = field(default_factory=list)
+    started_at: float = 0.0
+    paused_s: float = 0.0
+    ended_at: float | None = None
+    eval_every: int | None = None
+    num_tokens: int = 0
+    """Real tokens trained on in this process."""
+    num_steps: int = 0
+
+    def begin(self, num_steps: int) -> None:
+        """Training of `num_steps` steps in all begins."""
+        self.started_at, self.num_steps = time.monotonic(), num_steps
+        wanted = self.listener.started(self.start_step, num_steps)
+        self.eval_every = self.settings.trainer.eval_steps or wanted
+
+    def end(self) -> None:
+        """Training is over; what comes now is not counted."""
+        self.ended_at = time.monotonic()
+
+    def wants_eval(self, step: int) -> bool:
+        """Whether held-out numbers are due after this step."""
+        return bool(self.eval_every) and step % (self.eval_every or 1) == 0 and step < self.num_steps
+
+    def measure(self, step: int) -> None:
+        """Held-out numbers, outside of the training's time."""
+        began = time.monotonic()
+        self.listener.logged(step, self.evaluate())
+        self.paused_s += time.monotonic() - began
+
+    def log(self, step: int, loss: float, numbers: dict[str, float]) -> None:
+        """Tell the mean loss since the last time and other numbers of the step.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise RunError(
+                f"The training loss is {loss} at step {step}. Type a smaller "
+                f"trainer.learning_rate than {self.settings.trainer.learning_rate:g}, or trainer.max_grad_norm=0.3."
+            )
+        self.losses.append(loss)
+        metrics = {"train/loss": loss} | {f"train/{name}": value for name, value in numbers.items()}
+        metrics["train/tokens_per_s"] = self.tokens_per_s()
+        metrics["train/runtime_s"] = self.settings.runtime_before_s + self.seconds()
+        metrics["train/peak_memory_gib"] = peak_memory_gib()
+        self.listener.logged(step, metrics)
+
+    def complete(self, step: int) -> None:
+        """A checkpoint has been written in full: it gets its name, and the oldest go."""
+        name = f"checkpoint-{step}"
+        partial, final = self.settings.checkpoints / PARTIAL / name, self.settings.checkpoints / name
+        flush(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        self._drop_old()
+
+    def seconds(self) -> float:
+        """Seconds of training in this process; evaluation left out."""
+        return (self.ended_at or time.monotonic()) - self.started_at - self.paused_s
+
+    def tokens_per_s(self) -> float:
+        """Real tokens a second of this process."""
+        return self.num_tokens / max(self.seconds(), 1e-9)
+
+    def result(self, num_steps: int) -> FitResult:
+        """The training in numbers; the loss is the mean of the logged ones, NaN where no step was taken."""
+        return FitResult(
+            num_steps=num_steps,
+            train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            train_runtime_s=self.settings.runtime_before_s + self.seconds(),
+            tokens_per_s=self.tokens_per_s(),
+        )
+
+    def _drop_old(self) -> None:
+        limit = self.settings.trainer.save_total_limit
+        kept = sorted(self.settings.checkpoints.glob("checkpoint-*"), key=step_of)
+        for old in kept[: -limit if limit else 0]:
+            # renamed first: a kill during the removal must not leave half a checkpoint under a checkpoint's name
+            doomed = self.settings.checkpoints / PARTIAL / f"old-{old.name}"
+            doomed.parent.mkdir(exist_ok=True)
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest complete checkpoint; they get their names only when complete."""
+    return max(checkpoints.glob("checkpoint-*"), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step of a checkpoint by its name; 0 for none."""
+    return int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+
+
+def check_written_by(checkpoint: Path | None, *, flat: bool) -> None:
+    """Refuse to go on from a checkpoint of the other way to train: its optimizer's states would be lost.
+
+    Raises:
+        ConfigError: names the engine that wrote it.
+    """
+    if checkpoint is not None and (checkpoint / FLAT_STATE).exists() is not flat:
+        other = "standard" if flat else "fast"
+        raise ConfigError(
+            f"{checkpoint} was written by the other engine, whose optimizer keeps its states in another form. "
+            f"Type trainer.engine={other}, on the kind of device it began on."
+        )
+
+
+def peak_memory_gib() -> float:
+    """Peak memory in GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def flush(folder: Path) -> None:
+    """Wait until the disk has the files: a name must never outlive a power cut that its content did not."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)

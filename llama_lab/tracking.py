@@ -1,4 +1,7 @@
-"""Weights & Biases: online where a key is set, offline where none is; it never asks, and never stops a run."""
+"""What is told to whom: the run's own files, Weights & Biases, or another tracker (trackers.py).
+
+W&B is online where a key is set, offline where none is; it never asks, and never stops a run.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +109,12 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
     if mode is TrackingMode.disabled:
         yield FilesOnly(run_dir)
         return
+    if settings.backend is not Tracker.wandb:
+        from llama_lab.trackers import open_tracker
+
+        with open_tracker(settings, run_dir, lock) as tracking:
+            yield tracking
+        return
     run = _start(settings, mode, run_dir, lock)
     code = 1
     try:
@@ -122,11 +131,15 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
 def resolve_mode(settings: TrackingSettings) -> TrackingMode:
     """online, offline or disabled; WANDB_MODE decides where tracking.mode is auto.
 
+    A tracker other than W&B is on or off: what its server is, it reads from the environment.
+
     Raises:
         ConfigError: see `open_tracking`.
     """
     if settings.backend is Tracker.none or settings.mode is TrackingMode.disabled:
         return TrackingMode.disabled
+    if settings.backend is not Tracker.wandb:
+        return TrackingMode.online
     mode: TrackingMode = settings.mode
     if mode is TrackingMode.auto and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         mode = TrackingMode(os.environ["WANDB_MODE"])
@@ -159,8 +172,8 @@ def _start(settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock
         "entity": settings.entity,
         "group": settings.group,
         "job_type": settings.job_type,
-        "tags": settings.tags or _default_tags(lock),
-        "name": settings.name or " ".join(lock["overrides"])[:120] or "default",
+        "tags": settings.tags or default_tags(lock),
+        "name": run_name(settings, lock),
         "notes": settings.notes,
         "id": lock["id"],
         "resume": "allow",
@@ -181,7 +194,13 @@ def _start(settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock
         return wandb.init(mode="offline", **kwargs)
 
 
-def _default_tags(lock: dict[str, Any]) -> list[str]:
+def run_name(settings: TrackingSettings, lock: dict[str, Any]) -> str:
+    """What is special about the run: its overrides, unless it has been given a name."""
+    return settings.name or " ".join(lock["overrides"])[:120] or "default"
+
+
+def default_tags(lock: dict[str, Any]) -> list[str]:
+    """Model, quantisation, kind of LoRA and trainer."""
     config = lock["config"]
     model = config["model"]["name"].split("/")[-1][:64]
     return [model, config["quant"]["type"], _lora_kind(config["lora"]), config["trainer"]["name"]]

@@ -53,6 +53,11 @@ def runs(tmp_path_factory):
         ("lr>=1e-9", "abcde"),
         ("lora.r=16.0", "b"),
         ("run=A", "a"),
+        ("lora.r in (8, 16)", "ab"),
+        ("lora.r IN (8,64.0) and status=ok", "ac"),
+        ("lora.r not in (8,16)", "cde"),
+        ("not lora.r in (8) and (quant in ('my_fp4', x))", "c"),
+        ("model.revision in (main, null)", "abcde"),
     ],
 )
 def test_expression(runs, text, fitting):

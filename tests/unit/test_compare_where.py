@@ -84,6 +84,10 @@ def test_expression(runs, text, fitting):
         ("(" * 3000, "more than 2000 characters"),
         ("(" * 1000, "nested more than"),
         ("not " * 400 + "lora.r=8", "nested more than"),
+        ("lora.r in 8", r"after lora\.r in stand values in parentheses: lora\.r in \(8, 16\)"),
+        ("lora.r in ()", "stand values in parentheses"),
+        ("lora.r not in (8", "stand values in parentheses"),
+        ("lora.r in (8=9)", "stand values in parentheses"),
         ("lora.r=7777", "none of the 5 runs fits"),
     ],
 )

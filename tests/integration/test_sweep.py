@@ -288,6 +288,7 @@ def test_the_best_are_confirmed_with_other_seeds(lab, tmp_path):
     done = lab(*STUDY, *words, f"hydra.sweeper.baselines={points}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     again = sorted((tmp_path / "outputs" / "study" / "confirm").iterdir())
+    assert {read_json(f / "run.json")["config"]["tracking"]["job_type"] for f in again} == {"confirm"}
     found = [read_json(path / "run.json")["config"] for path in again]
     pairs = [(config["trainer"]["learning_rate"], config["seed"]) for config in found]
     assert sorted(pairs) == [(1e-6, 6), (1e-6, 7), (1e-2, 6), (1e-2, 7)]

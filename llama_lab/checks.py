@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType
+from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode
 from llama_lab.config import LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
 from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
@@ -19,6 +19,9 @@ UNQUANTISED_STARTS = (LoraInit.pissa, LoraInit.orthogonal, LoraInit.loftq)
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[\w][\w.-]*(/[\w][\w.-]*)?")
 """OWNER/NAME, at most 96 characters: huggingface_hub/utils/_validators.py."""
+
+TRACKER_PACKAGES = {Tracker.tensorboard: "tensorboard", Tracker.mlflow: "mlflow-skinny", Tracker.trackio: "trackio"}
+"""What pip calls the packages of the trackers that are no part of llama_lab."""
 
 
 def check_combination(config: RunConfig) -> None:
@@ -53,6 +56,7 @@ def check_combination(config: RunConfig) -> None:
         )
     check_answers(dataset, dataset.format)
     _check_names(config)
+    _check_tracker(config)
 
 
 def _check_names(config: RunConfig) -> None:
@@ -70,6 +74,16 @@ def _check_names(config: RunConfig) -> None:
         raise ConfigError(
             f"model.chat_template={template} is no template.{did_you_mean(template, TEMPLATE_NAMES)} "
             f"There are: {', '.join(TEMPLATE_NAMES)}; null takes the tokenizer's own."
+        )
+
+
+def _check_tracker(config: RunConfig) -> None:
+    backend = config.tracking.backend
+    package = TRACKER_PACKAGES.get(backend)
+    if package and config.tracking.mode is not TrackingMode.disabled and find_spec(str(backend)) is None:
+        raise ConfigError(
+            f"tracking={backend} needs the package {package}, which is not installed. Type: "
+            f"python -m pip install {package}"
         )
 
 

@@ -163,6 +163,9 @@ class Tracker(StrEnum):
     """Where metrics go beside the run's own files."""
 
     wandb = "wandb"
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+    trackio = "trackio"
     none = "none"
 
 

@@ -135,12 +135,13 @@ def _compare(parser: argparse.ArgumentParser, words: list[str]) -> int:
         "--format", choices=("table", "csv", "json", "markdown"), default="table", help="default: table"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
+    parser.add_argument("--wandb-report", action="store_true", help="make a report on W&B; needs an account")
     parser.add_argument("--live", action="store_true", help="keep the table current while runs are running")
     if words[:1] == ["diff"] and not Path("diff").exists():
         return run_verb(words)
     args = parser.parse_args(words)
-    if args.live and (args.html or args.format != "table"):
-        raise ConfigError("--live shows a table in the terminal. Leave --html and --format out.")
+    if args.live and (args.html or args.wandb_report or args.format != "table"):
+        raise ConfigError("--live shows a table in the terminal. Leave --html, --wandb-report and --format out.")
     from llama_lab.compare.show import Options, compare
 
     args.columns = [word.strip() for word in (args.columns or "").split(",") if word.strip()]

@@ -385,11 +385,13 @@ class TrainerSettings:
 
 @dataclass(kw_only=True)
 class TrackingSettings:
-    """W&B: which project, and under which name."""
+    """W&B or another tracker: which project, and under which name."""
 
     backend: Tracker = Tracker.wandb
     mode: TrackingMode = TrackingMode.auto
+    """Of W&B; disabled turns every other tracker off, too."""
     project: str = "llama_lab"
+    """MLflow calls it an experiment."""
     entity: str | None = None
     group: str | None = None
     job_type: str = "train"

@@ -19,7 +19,7 @@ def prepare(config: RunConfig) -> None:
     if not needs_hub(config) or not is_reachable():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if config.verbose or sys.stderr.isatty() else "1")
     logging.captureWarnings(True)

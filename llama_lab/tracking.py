@@ -1,8 +1,13 @@
-"""Weights & Biases: online where a key is set, offline where none is; it never asks, and never stops a run."""
+"""What is told to whom: the run's own files, Weights & Biases, or another tracker (trackers.py).
+
+W&B is online where a key is set, offline where none is; it never asks, and never stops a run.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +23,8 @@ from llama_lab.rundir import RunDir
 
 if TYPE_CHECKING:
     import wandb
+
+log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 60
@@ -62,15 +69,13 @@ class FilesOnly:
 
 
 class WandbTracking(FilesOnly):
-    """metrics.jsonl and a W&B run beside it."""
+    """metrics.jsonl and a W&B run beside it. What goes wrong with W&B is told at the end and stops no run."""
 
     def __init__(self, run_dir: RunDir, run: wandb.Run, *, log_adapter: bool) -> None:
         super().__init__(run_dir)
-        self.run, self.log_adapter = run, log_adapter
+        self.run, self.log_adapter, self.problem = run, log_adapter, ""
         # asked now: after `finish` W&B warns
-        self.address = (
-            f"W&B is offline. Upload with: wandb sync {Path(run.dir).parent}" if run.offline else f"W&B: {run.url}"
-        )
+        self.is_offline, self.files, self.url = run.offline, Path(run.dir).parent, run.url
         # a step of our own: W&B's counter cannot go back, and a resumed run repeats a few steps
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
@@ -78,21 +83,42 @@ class WandbTracking(FilesOnly):
 
     def logged(self, step: int, metrics: dict[str, float]) -> None:
         super().logged(step, metrics)
-        self.run.log({"step": step, **metrics})
+        with self._noted():
+            self.run.log({"step": step, **metrics})
 
     def finished(self, result: Result, samples: list[Sample]) -> None:
         import wandb
 
+        with self._noted():
+            self.run.summary.update(result.as_json())
         rows = [[s.prompt, s.before or "", s.after] for s in samples]
-        self.run.log({"samples": wandb.Table(columns=["prompt", "before", "after"], data=rows)})
-        self.run.summary.update(result.as_json())
+        with self._noted():  # asks the server, unlike a number
+            self.run.log({"samples": wandb.Table(columns=["prompt", "before", "after"], data=rows)})
         if self.log_adapter:
-            adapter = wandb.Artifact(f"adapter-{self.run.id}", type="model", metadata=result.as_json())
-            adapter.add_dir(str(self.run_dir.adapter))
-            self.run.log_artifact(adapter, aliases=["final", *filter(None, [self.run.group])])
+            with self._noted():
+                adapter = wandb.Artifact(f"adapter-{self.run.id}", type="model", metadata=result.as_json())
+                adapter.add_dir(str(self.run_dir.adapter))
+                self.run.log_artifact(adapter, aliases=["final", *filter(None, [self.run.group])])
+
+    def close(self, exit_code: int) -> None:
+        """Wait for the upload, but not for ever."""
+        with self._noted():
+            self.run.finish(exit_code=exit_code)
 
     def where(self) -> str:
-        return self.address
+        if self.problem:
+            flag = "" if self.is_offline else "--include-online "  # without it W&B takes the run for uploaded
+            return f"W&B did not get everything ({self.problem}). Upload it with: wandb sync {flag}{self.files}"
+        return f"W&B is offline. Upload with: wandb sync {self.files}" if self.is_offline else f"W&B: {self.url}"
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Keep what is raised from the run: a network that dies costs it nothing but the upload."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("W&B", exc_info=True)
+            self.problem = self.problem or " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
 
 
 @contextmanager
@@ -106,82 +132,134 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
     if mode is TrackingMode.disabled:
         yield FilesOnly(run_dir)
         return
-    run = _start(settings, mode, run_dir, lock)
+    if settings.backend is not Tracker.wandb:
+        from llama_lab.trackers import open_tracker
+
+        with open_tracker(settings, run_dir, lock) as tracking:
+            yield tracking
+        return
+    run = start_wandb(
+        settings,
+        mode,
+        folder=run_dir.path,
+        run_id=lock["id"],
+        name=run_name(settings, lock),
+        tags=settings.tags or default_tags(lock),
+        config=lock["config"],
+    )
+    wandb_tracking = WandbTracking(run_dir, run, log_adapter=settings.log_adapter)
     code = 1
     try:
-        yield WandbTracking(run_dir, run, log_adapter=settings.log_adapter)
+        yield wandb_tracking
         code = 0
     except Pruned:
         code = 0  # not failed
         run.tags = (*(run.tags or ()), "pruned")
         raise
     finally:
-        run.finish(exit_code=code)
+        wandb_tracking.close(code)
 
 
 def resolve_mode(settings: TrackingSettings) -> TrackingMode:
     """online, offline or disabled; WANDB_MODE decides where tracking.mode is auto.
+
+    A tracker other than W&B is on or off: what its server is, it reads from the environment.
 
     Raises:
         ConfigError: see `open_tracking`.
     """
     if settings.backend is Tracker.none or settings.mode is TrackingMode.disabled:
         return TrackingMode.disabled
+    if settings.backend is not Tracker.wandb:
+        return TrackingMode.online
     mode: TrackingMode = settings.mode
     if mode is TrackingMode.auto and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         mode = TrackingMode(os.environ["WANDB_MODE"])
     if mode in (TrackingMode.offline, TrackingMode.disabled):
         return mode
-    has_key = _has_key()
-    if mode is TrackingMode.online and not has_key:
+    is_known = has_key()
+    if mode is TrackingMode.online and not is_known:
         raise ConfigError(
             "tracking.mode=online needs a W&B key, and none is set. Type `wandb login` once, or set WANDB_API_KEY; "
             "or type tracking.mode=offline and upload later."
         )
-    return TrackingMode.online if has_key else TrackingMode.offline
+    return TrackingMode.online if is_known else TrackingMode.offline
 
 
-def _has_key() -> bool:
-    import wandb
+def has_key() -> bool:
+    """Whether a key of W&B is set; nobody is asked for one.
 
+    Raises:
+        ConfigError: it is malformed.
+    """
     try:
-        return bool(wandb.login(prompt=False, verify=False))  # type: ignore[call-arg, unused-ignore]
+        return bool(_wandb().login(prompt=False, verify=False))
     except Exception as error:
         # a malformed key: W&B names it in its own words
         raise ConfigError(f"W&B does not accept the key that is set: {' '.join(str(error).split())}") from error
 
 
-def _start(settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock: dict[str, Any]) -> wandb.Run:
-    import wandb
-
+def start_wandb(
+    settings: TrackingSettings,
+    mode: TrackingMode,
+    *,
+    folder: Path,
+    run_id: str,
+    name: str,
+    tags: list[str],
+    config: dict[str, Any],
+) -> wandb.Run:
+    """A W&B run with its files in `folder`; where the network does not answer, an offline one."""
+    wandb = _wandb()
     kwargs: dict[str, Any] = {
         "project": settings.project,
         "entity": settings.entity,
         "group": settings.group,
         "job_type": settings.job_type,
-        "tags": settings.tags or _default_tags(lock),
-        "name": settings.name or " ".join(lock["overrides"])[:120] or "default",
+        "tags": tags,
+        "name": name,
         "notes": settings.notes,
-        "id": lock["id"],
+        "id": run_id,
         "resume": "allow",
-        "config": lock["config"],
-        "dir": str(run_dir.path),
+        "config": config,
+        "dir": str(folder),
         "settings": wandb.Settings(
             init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+            finish_timeout_raises=True,
             x_graphql_retry_max=2,
             silent=True,
             console="off",
         ),
     }
     try:
-        return wandb.init(mode=str(mode), **kwargs)  # type: ignore[arg-type]
+        return wandb.init(mode=str(mode), **kwargs)
     except wandb.errors.CommError:
         wandb.teardown()  # else the id is "in use"
         return wandb.init(mode="offline", **kwargs)
 
 
-def _default_tags(lock: dict[str, Any]) -> list[str]:
+def _wandb() -> Any:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # else a login says where it found the key
+    return wandb
+
+
+def sync_command(folder: Path) -> str:
+    """How to upload all offline runs in and below a folder, as one line for the person."""
+    found = f"find {shlex.quote(str(folder))} -name 'offline-run-*' -exec wandb sync {{}} +"
+    return f"W&B is offline. Upload the study and its trials with: {found}"
+
+
+def run_name(settings: TrackingSettings, lock: dict[str, Any]) -> str:
+    """What is special about the run: its overrides, unless it has been given a name."""
+    return settings.name or " ".join(lock["overrides"])[:120] or "default"
+
+
+def default_tags(lock: dict[str, Any]) -> list[str]:
+    """Model, quantisation, kind of LoRA and trainer."""
     config = lock["config"]
     model = config["model"]["name"].split("/")[-1][:64]
     return [model, config["quant"]["type"], _lora_kind(config["lora"]), config["trainer"]["name"]]

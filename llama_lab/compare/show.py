@@ -38,6 +38,7 @@ class Options:
     where: str | None = None
     format: str = "table"
     html: Path | None = None
+    wandb_report: bool = False
     live: bool = False
 
 
@@ -70,7 +71,14 @@ def compare(options: Options) -> int:
 
         write_page(options.html, found)
         print(f"{options.html} shows {len(found.runs)} runs. Open it in a browser; it needs no network.")
-    elif options.format == "table":
+    if options.wandb_report:
+        from llama_lab.compare.wandb_report import write_report
+
+        print(f"A report of {len(found.runs)} runs on W&B: {write_report(found)}")
+        print("Runs that were offline are in it once they are uploaded; each has said how.")
+    if options.html or options.wandb_report:
+        return 0
+    if options.format == "table":
         console = _console()
         console.print(_view(found))
     else:

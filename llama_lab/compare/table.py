@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from rich.text import Text
 
 from llama_lab.compare.read import NUMBERS, one_line
 from llama_lab.compare.rows import Row, companions, differing
+from llama_lab.csv_text import csv_text
 
 BASE = (
     "objective",
@@ -113,15 +112,13 @@ def as_markdown(rows: Sequence[Row], columns: Columns) -> str:
 def as_csv(rows: Sequence[Row], columns: Columns) -> str:
     """Keys in the first line, numbers in full; sd and n of what was ranked stand beside the mean."""
     keys = [*columns.facts, *columns.settings]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     spread = [key for key in keys if any(key in row.numbers and row.numbers[key].n > 1 for row in rows)]
-    table.writerow(["rank", "verdict", *keys, *(f"{key}_sd" for key in spread)])
+    table: list[list[Any]] = [["rank", "verdict", *keys, *(f"{key}_sd" for key in spread)]]
     for row in rows:
         cells = [_cell(row.value(key)) for key in keys]
         sds = [row.numbers[key].sd if key in row.numbers and row.numbers[key].n > 1 else "" for key in spread]
-        table.writerow([row.rank or "", row.verdict, *cells, *sds])
-    return text.getvalue()
+        table.append([row.rank or "", row.verdict, *cells, *sds])
+    return csv_text(table)
 
 
 def as_json(rows: Sequence[Row], columns: Columns, key: str, verdict: Sequence[str]) -> str:

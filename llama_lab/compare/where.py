@@ -1,9 +1,9 @@
 """`--where`: a small language of comparisons. It is parsed here and never handed to Python.
 
-    lora.r>=16 and (quant=nf4 or quant.type=int8) and not status=failed
+    lora.r in (8, 16) and (quant=nf4 or quant.type=int8) and not status=failed
 
-KEY OP VALUE with = (or ==), !=, <, <=, >, >=; and, or, not, parentheses. A value of several words stands in quotes. A
-run that lacks the value fits KEY=null and every !=, and nothing else.
+KEY OP VALUE with = (or ==), !=, <, <=, >, >=; KEY in (VALUE, VALUE), KEY not in (...); and, or, not, parentheses. A
+value of several words stands in quotes. A run that lacks the value fits KEY=null and every !=, and nothing else.
 """
 
 from __future__ import annotations
@@ -103,6 +103,9 @@ class _Parser:
         return self._comparison()
 
     def _comparison(self) -> Test:
+        is_in = [token.text.lower() for token in self.rest[1:3]]
+        if is_in[:1] == ["in"] or is_in == ["not", "in"]:
+            return self._membership(wanted=is_in[0] == "in")
         taken, self.rest = self.rest[:3], self.rest[3:]
         kinds = [token.kind for token in taken]
         if kinds not in (["word", "op", "word"], ["word", "op", "text"]):
@@ -117,11 +120,27 @@ class _Parser:
             return lambda run: (found := as_number(read(run))) is not None and ORDERS[op](found, bound)
         return lambda run: is_same(read(run), value) is (op != "!=")
 
+    def _membership(self, *, wanted: bool) -> Test:
+        key, self.rest = self.rest[0].text, self.rest[2 if wanted else 3 :]
+        end = next((at for at, token in enumerate(self.rest) if token.kind == "bracket" and token.text == ")"), 0)
+        opened = self.rest[:1] and self.rest[0].kind == "bracket"
+        values = [value for token in self.rest[1:end] for value in _listed(token)]
+        if not (opened and values) or any(t.kind not in ("word", "text") for t in self.rest[1:end]):
+            raise ConfigError(f"--where: after {key} in stand values in parentheses: {key} in (8, 16).")
+        self.rest = self.rest[end + 1 :]
+        read = self.getter(key)
+        return lambda run: any(is_same(read(run), value) for value in values) is wanted
+
     def _take_word(self, word: str) -> bool:
         if self.rest and self.rest[0].kind == "word" and self.rest[0].text.lower() == word:
             self.rest = self.rest[1:]
             return True
         return False
+
+
+def _listed(token: Token) -> list[str]:
+    """The values of a word between commas, as in `8,16`; what stands in quotes is one value."""
+    return [token.text] if token.kind == "text" else [part for part in token.text.split(",") if part]
 
 
 def as_number(value: Any) -> float | None:

@@ -17,6 +17,7 @@ from llama_lab.sweep.rows import Row, ranked, row_of
 from llama_lab.sweep.show import Board, show_end, study_console
 from llama_lab.sweep.storage import open_storage
 from llama_lab.sweep.study import SweepStudy, open_study
+from llama_lab.sweep.study_run import RUN_ID, log_study
 from llama_lab.sweep.words import trial_words
 
 
@@ -47,6 +48,9 @@ def drive(design: Design, launch: Launch) -> float:
         _check_end(driver, rows)
         best = _confirmed(design, study, ranked(rows, design.directions), launch, board)
         files.write_best(best[0])
+        if driver.ended or RUN_ID not in study.study.user_attrs:
+            for line in log_study(design, study.study, rows, best[0], launch.configs[0].tracking):
+                board.note(line)
     board.note(f"Files:       {design.folder}/{TRIALS}, {BEST}, and a folder a trial")
     board.note(f"The winner:  {best_command(design)}")
     board.note(f"In words:    {words_command(design, winning_words(design, best[0]))}")

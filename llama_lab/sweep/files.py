@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from llama_lab.compose import compose_tree
+from llama_lab.csv_text import csv_text
 from llama_lab.sweep.design import Design, flat, is_below
 from llama_lab.sweep.outcome import NUMBERS
 from llama_lab.sweep.rows import Row, pareto_front, ranked
@@ -32,20 +31,23 @@ PLAIN_WORD = re.compile(r"[\w./][\w./-]*")
 
 
 def write_trials(design: Design, rows: Sequence[Row]) -> None:
-    """Write trials.csv: a line a trial with its state, objectives, settings, numbers of result.json, and its error."""
+    """Write trials.csv."""
+    _write(design.folder / TRIALS, csv_text(trial_table(design, rows)))
+
+
+def trial_table(design: Design, rows: Sequence[Row]) -> list[list[Any]]:
+    """A head, and a line a trial with its state, objectives, settings, numbers of result.json, and its error."""
     names = [dimension.name for dimension in design.space.dimensions]
     others = [name for name in NUMBERS if name not in design.objectives]
     front = {row.number for row in pareto_front(rows, design.directions)}
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["trial", "state", "best", *design.objectives, *names, *others, "deaths", "error"])
+    table: list[list[Any]] = [["trial", "state", "best", *design.objectives, *names, *others, "deaths", "error"]]
     for row in rows:
         values = row.values or [""] * len(design.objectives)
         point = [_cell(row.point[name]) if name in row.point else "" for name in names]
         numbers = [row.numbers.get(name, "") for name in others]
         best = "yes" if row.number in front else ""
-        table.writerow([row.number, row.state, best, *values, *point, *numbers, row.deaths, row.error])
-    _write(design.folder / TRIALS, text.getvalue())
+        table.append([row.number, row.state, best, *values, *point, *numbers, row.deaths, row.error])
+    return table
 
 
 def winning_words(design: Design, row: Row) -> list[str]:
@@ -138,8 +140,8 @@ def _learned(design: Design, words: Sequence[str]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not any(is_below(k, other) for other in NOT_LEARNED)}
 
 
-def _cell(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool) or value is None else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -142,10 +142,10 @@ def show_end(console: Console, design: Design, study: Study, rows: Sequence[Row]
         console.print(_ranked_table(design, names, best, pareto_front(rows, design.directions)))
         if len(best) > MAX_RANKED:
             console.print(f"... and {len(best) - MAX_RANKED} more in trials.csv", highlight=False)
-        importances = _importances(design, study, best)
-        if importances:
+        shares = importances(design, study, best)
+        if shares:
             console.print("How much each setting mattered (PED-ANOVA, arXiv 2304.10255; shares of 1)", highlight=False)
-            console.print(_importance_table(names, importances))
+            console.print(_importance_table(names, shares))
     counts = Counter(row.state for row in rows if row.is_over)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     console.print(f"{sum(counts.values())} trials: {told}", highlight=False)
@@ -170,7 +170,7 @@ def _ranked_table(design: Design, names: Mapping[str, str], best: Sequence[Row],
     return table
 
 
-def _importances(design: Design, study: Study, best: Sequence[Row]) -> dict[str, dict[str, float]]:
+def importances(design: Design, study: Study, best: Sequence[Row]) -> dict[str, dict[str, float]]:
     """How much of an objective each setting explains, by objective; empty where too few trials are done."""
     import optuna
 

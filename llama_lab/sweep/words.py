@@ -15,7 +15,7 @@ def trial_words(design: Design, found: Claim, config: DictConfig, label: str = "
 
     Args:
         config: the tree without the point; what it says of W&B itself is kept.
-        label: said after the trial's number.
+        label: said after the trial's number, of a trial that is trained again.
     """
     names = short_names([dimension.name for dimension in design.space.dimensions])
     name = " ".join(filter(None, [f"#{found.number}", label, settings_line(found.point, names)]))
@@ -25,7 +25,7 @@ def trial_words(design: Design, found: Claim, config: DictConfig, label: str = "
     if config.tracking.name is None:
         own.append(f"tracking.name={quoted(name)}")
     if config.tracking.job_type == "train":
-        own.append("tracking.job_type=trial")
+        own.append(f"tracking.job_type={'confirm' if label else 'trial'}")
     return [*design.space.fixed, *design.space.words(found.point), *own]
 
 

@@ -30,6 +30,7 @@ from llama_lab.sweep.rows import row_of
 
 from .conftest import LAUNCHERS, TINY, read_json
 from .wandb_reader import read_offline_run
+from .wandb_server import WandbServer
 
 LEAN = [*TINY, "tracking=none", "evaluate.before=false", "generation.num_prompts=0", "dataset.metrics=[]"]
 STUDY = ["-m", "hydra/sweeper=optuna"]
@@ -108,6 +109,56 @@ def test_wandb_has_a_group_a_study_and_a_run_a_trial(pruned):
         assert run.exit_code == 0  # pruned is not failed
 
 
+def test_wandb_has_a_run_of_the_study_with_plots_table_and_winner(pruned):
+    study, done = pruned
+    rows = trials(study)
+    (file,) = study.glob("wandb/offline-run-*/run-*.wandb")
+    run = read_offline_run(file)
+    assert (run.name, run.group, run.job_type, run.exit_code) == ("lora_quant", "lora_quant", "study", 0)
+    assert f"find {study} -name 'offline-run-*' -exec wandb sync {{}} +".replace(f"{study}", "outputs/lora_quant") in (
+        done.stdout
+    )
+    logged = {key.removesuffix(".path"): row[key] for row in run.history for key in row if key.endswith(".path")}
+    assert logged.keys() == {"history", "parallel_coordinates", "pareto_front", "trials"}  # 8 trials: no importance
+    files = {name: json.loads((file.parent / "files" / path).read_text()) for name, path in logged.items()}
+    kinds = {name: {trace["type"] for trace in found["data"]} for name, found in files.items() if name != "trials"}
+    assert kinds == {"history": {"scatter"}, "parallel_coordinates": {"scatter"}, "pareto_front": {"scatter"}}
+    assert files["trials"]["columns"] == list(rows[0])
+    assert [[str(cell) for cell in line[:2]] for line in files["trials"]["data"]] == [
+        [row["trial"], row["state"]] for row in rows
+    ]
+    ended = [row for row in rows if row["state"] == "done"]
+    curve = {row["trial"]: row["trial/eval_loss"] for row in run.history if "trial/eval_loss" in row}
+    assert curve == {int(row["trial"]): float(row["eval_loss"]) for row in ended}
+    best = min(ended, key=lambda row: float(row["eval_loss"]))
+    assert run.summary["best/trial"] == int(best["trial"])
+    assert run.summary["best/lora.r"] == int(best["lora.r"])
+    assert run.config["settings"]["model.name"] == read_json(study / "0" / "run.json")["config"]["model"]["name"]
+
+
+def test_the_printed_command_uploads_the_study_and_its_trials(pruned, environment):
+    study, done = pruned
+    command = re.search(r"Upload the study and its trials with: (.*)$", done.stdout, flags=re.M)[1]
+    with WandbServer() as server:
+        path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        env = environment | server.environment | {"PATH": path}
+        told = subprocess.run(command, shell=True, cwd=study.parents[1], env=env, capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert sorted(run.job_type for run in server.runs.values()) == ["study", *["trial"] * 8]
+    assert {run.group for run in server.runs.values()} == {"lora_quant"}
+    assert {run.exit_code for run in server.runs.values()} == {0}
+    for number in folders(study):
+        run = server.runs[read_json(study / str(number) / "run.json")["id"]]
+        lines = [json.loads(line) for line in (study / str(number) / "metrics.jsonl").read_text().splitlines()]
+        sent = [{key: row[key] for key in lines[n]} for n, row in enumerate(run.history[: len(lines)])]
+        assert sent == lines
+        assert run.config["lora"]["r"] == read_json(study / str(number) / "run.json")["config"]["lora"]["r"]
+    (whole,) = (run for run in server.runs.values() if run.job_type == "study")
+    assert {"history", "parallel_coordinates", "pareto_front"} <= whole.summary.keys()
+    assert len([name for name in whole.files if name.startswith("media/plotly/")]) == 3
+    assert whole.summary["best/trial"] in folders(study)
+
+
 def test_finished_study_goes_on_to_more_trials_over_a_torn_journal(pruned, lab):
     study, _ = pruned
     before = {number: (study / str(number) / "result.json").stat().st_mtime_ns for number in folders(study)}
@@ -174,7 +225,7 @@ def test_hopeless_study_stops_with_the_first_error(lab, tmp_path):
 
 
 def test_several_objectives_conditions_and_limits(lab, tmp_path):
-    words = [*TINY, "tracking=none", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2"]
+    words = [*TINY, "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2"]
     done = lab("-m", "search=pareto", *words, "+hydra.sweeper.constraints.tokens_per_s=1e9", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     study = tmp_path / "outputs" / "pareto"
@@ -189,6 +240,10 @@ def test_several_objectives_conditions_and_limits(lab, tmp_path):
         if row["quant.double_quant"]:
             assert config["quant"]["double_quant"] is json.loads(row["quant.double_quant"])
     assert "Pareto front" in done.stdout
+    run = read_offline_run(next(study.glob("wandb/offline-run-*/run-*.wandb")))
+    logged = {key.removesuffix(".path") for row in run.history for key in row if key.endswith(".path")}
+    each = {f"{name}/{key}" for name in ("history", "parallel_coordinates") for key in ("eval_loss", "tokens_per_s")}
+    assert logged >= {*each, "pareto_front", "trials"}
 
 
 SAYS_ITS_GPU = """
@@ -233,6 +288,7 @@ def test_the_best_are_confirmed_with_other_seeds(lab, tmp_path):
     done = lab(*STUDY, *words, f"hydra.sweeper.baselines={points}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     again = sorted((tmp_path / "outputs" / "study" / "confirm").iterdir())
+    assert {read_json(f / "run.json")["config"]["tracking"]["job_type"] for f in again} == {"confirm"}
     found = [read_json(path / "run.json")["config"] for path in again]
     pairs = [(config["trainer"]["learning_rate"], config["seed"]) for config in found]
     assert sorted(pairs) == [(1e-6, 6), (1e-6, 7), (1e-2, 6), (1e-2, 7)]

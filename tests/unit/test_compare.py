@@ -175,6 +175,17 @@ def test_a_drawn_value_is_shortened_for_a_person_and_whole_in_csv(tmp_path):
     assert "0.00038177687575118" in as_csv(found.rows, found.columns)
 
 
+def test_no_spreadsheet_computes_a_text_of_the_csv(tmp_path):
+    evil = ["=1+1", "+SUM(A1)", "-2+3", "@cmd", "\t=1", "-3.5"]
+    for number, text in enumerate(evil):
+        make_run(tmp_path / str(number), -1.5, lora__init=text, lora__alpha=-2.0 * number)
+    found = compared(tmp_path)
+    rows = list(csv.DictReader(io.StringIO(as_csv(found.rows, found.columns))))
+    assert sorted(row["lora.init"] for row in rows) == sorted([*(f"'{text}" for text in evil[:-1]), "-3.5"])
+    assert {row["eval_loss"] for row in rows} == {"-1.5"}
+    assert {float(row["lora.alpha"]) for row in rows} == {-2.0 * number for number in range(6)}
+
+
 def test_columns_take_short_names_and_refuse_unknown_ones(tmp_path):
     make_run(tmp_path / "a")
     assert compared(tmp_path, columns=["run", "loss", "lr", "n"]).columns.facts == [

@@ -53,6 +53,11 @@ def runs(tmp_path_factory):
         ("lr>=1e-9", "abcde"),
         ("lora.r=16.0", "b"),
         ("run=A", "a"),
+        ("lora.r in (8, 16)", "ab"),
+        ("lora.r IN (8,64.0) and status=ok", "ac"),
+        ("lora.r not in (8,16)", "cde"),
+        ("not lora.r in (8) and (quant in ('my_fp4', x))", "c"),
+        ("model.revision in (main, null)", "abcde"),
     ],
 )
 def test_expression(runs, text, fitting):
@@ -79,6 +84,10 @@ def test_expression(runs, text, fitting):
         ("(" * 3000, "more than 2000 characters"),
         ("(" * 1000, "nested more than"),
         ("not " * 400 + "lora.r=8", "nested more than"),
+        ("lora.r in 8", r"after lora\.r in stand values in parentheses: lora\.r in \(8, 16\)"),
+        ("lora.r in ()", "stand values in parentheses"),
+        ("lora.r not in (8", "stand values in parentheses"),
+        ("lora.r in (8=9)", "stand values in parentheses"),
         ("lora.r=7777", "none of the 5 runs fits"),
     ],
 )

@@ -67,7 +67,7 @@ class Lab:
         self.environment, self.nest = environment, nest
 
     def start(self, *words: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
-        """The running process, in a process group of its own."""
+        """The running process, in a process group of its own; Ctrl-C reaches it also where the tests run with `&`."""
         return subprocess.Popen(
             [sys.executable, "-m", "llama_lab", *map(str, words)],
             cwd=cwd,
@@ -77,6 +77,7 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def __call__(self, *words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:

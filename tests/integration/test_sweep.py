@@ -1,9 +1,14 @@
 """Studies by their real commands: pruned, with several objectives, confirmed, and checked first."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import statistics
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -93,6 +98,51 @@ def test_finished_study_goes_on_to_more_trials_over_a_torn_journal(pruned, lab):
     other = lab.fresh("-m", "search=lora_quant", *words, "lora.bias=all", cwd=study.parents[1])
     assert other.returncode == 2
     assert "lora.bias: none then, all now" in other.stderr
+
+
+RATES = (1e-2, 1e-6, 1e-7, 1e-8)
+FROM_GOOD_TO_BAD = f"hydra.sweeper.baselines=[{','.join(f'{{trainer.learning_rate: {rate}}}' for rate in RATES)}]"
+FOUR = [*LEAN, "dataset.max_train_rows=64", "trainer.learning_rate=interval(1e-8,1e-2)", "hydra.sweeper.n_trials=4"]
+
+
+def test_hyperband_ends_bad_trials_and_a_limit_makes_one_infeasible(lab, tmp_path):
+    words = [*FOUR, FROM_GOOD_TO_BAD, "hydra/sweeper/pruner=hyperband", "+hydra.sweeper.constraints.perplexity=300"]
+    done = lab.fresh(*STUDY, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = trials(tmp_path / "outputs" / "study")
+    # the third is the first of its bracket, so that it is trained to its end
+    assert [row["state"] for row in rows] == ["done", "pruned", "infeasible", "pruned"]
+    assert float(rows[0]["perplexity"]) < 300 < float(rows[2]["perplexity"])
+    assert "perplexity" in rows[2]["error"]
+    assert [row["best"] for row in rows] == ["yes", "", "", ""]
+
+
+def test_a_terminal_shows_a_live_table_and_the_median_ends_bad_trials(lab, tmp_path):
+    words = [*FOUR, FROM_GOOD_TO_BAD, "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=1"]
+    code, shown = in_a_terminal(lab, *STUDY, *words, cwd=tmp_path)
+    assert code == 0, shown
+    assert [row["state"] for row in trials(tmp_path / "outputs" / "study")] == ["done", "pruned", "pruned", "pruned"]
+    while_it_ran = shown[: shown.index("The best trials")]
+    for part in ("Study study", "running", "lr=0.01", "1 of 4 trials have ended, best so far: trial 0 with", " left"):
+        assert part in while_it_ran
+    assert re.search(r"\* 0 .*done.*lr=0\.01", while_it_ran)
+    assert re.search(r"1 .*pruned.*lr=1e-06 .* 2 .*5\.79", while_it_ran)  # its step, and the loss at the rung
+
+
+def in_a_terminal(lab, *words: str, cwd: Path) -> tuple[int, str]:
+    """Exit code and output of a command that has a terminal of 160 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (50, 160))
+    command = [sys.executable, "-m", "llama_lab", *words]
+    env = lab.environment | {"TERM": "xterm"}
+    with subprocess.Popen(command, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode(errors="replace"))
 
 
 def test_several_objectives_conditions_and_limits(lab, tmp_path):

@@ -71,7 +71,7 @@ from llama_lab.sweep import child, driver
 
 def work(order, pipe):
     child._prepare(order)
-    time.sleep(0.5)
+    time.sleep(8 if order.folder.name == "0" else 0.2)
     known = [name for name in ("torch", "bitsandbytes") if name in sys.modules]
     result = {"status": "ok", "eval_loss": 1.0, "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "imported": known}
     RunDir(order.folder).result.write_text(json.dumps(result))
@@ -82,16 +82,16 @@ if __name__ == "__main__":
 """
 
 
-def test_each_slot_has_a_gpu_of_its_own(environment, tmp_path):
+def test_each_slot_has_a_gpu_of_its_own_and_takes_the_next_trial_at_once(environment, tmp_path):
     (tmp_path / "says_its_gpu.py").write_text(SAYS_ITS_GPU)
     words = [*STUDY[1:], "model=tiny", RANK, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
     command = [sys.executable, "says_its_gpu.py", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment | {"CUDA_VISIBLE_DEVICES": "3,7"}, check=True)
-    results = [read_json(tmp_path / "outputs" / "study" / str(n) / "result.json") for n in range(4)]
+    files = [tmp_path / "outputs" / "study" / str(n) / "result.json" for n in range(4)]
+    results = [read_json(file) for file in files]
     assert done.returncode == 0
-    assert sorted(result["gpu"] for result in results) in (
-        ["3", "3", "7", "7"],
-        ["3", "3", "3", "7"],
-        ["3", "7", "7", "7"],
-    )
+    # the other slot does all the rest while the first trial takes its time
+    assert max(file.stat().st_mtime for file in files[1:]) < files[0].stat().st_mtime
+    assert sorted(result["gpu"] for result in results) in (["3", "3", "3", "7"], ["3", "7", "7", "7"])
+    assert [result["gpu"] for result in results].count(results[0]["gpu"]) == 1
     assert all(result["imported"] == ["torch"] for result in results)  # bitsandbytes would begin CUDA before the fork

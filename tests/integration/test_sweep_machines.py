@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .conftest import LAUNCHERS
 from .studies import LEAN, RANK, RATE, STUDY, folders
@@ -105,6 +106,18 @@ def test_trials_run_through_any_launcher(lab, tmp_path, launcher, package, words
     assert done.returncode == 0, done.stdout + done.stderr
     assert folders(tmp_path / "outputs" / "study") == [0, 1]
     assert "2 trials: 2 done" in done.stdout
+
+
+def test_slurm_and_ray_give_each_trial_gpus_cpus_and_memory(lab, tmp_path):
+    if not (LAUNCHERS / "hydra_plugins" / "hydra_submitit_launcher").exists():
+        pytest.skip("hydra-submitit-launcher is not installed")
+    words = ["search=lora_quant", "hydra.launcher.partition=gpu", "--cfg", "hydra", "-p", "hydra.launcher"]
+    slurm = yaml.safe_load(lab(*words, "hydra/launcher=slurm", cwd=tmp_path, **with_launchers(lab)).stdout)
+    assert slurm["_target_"].endswith("SlurmLauncher")
+    assert [slurm[key] for key in ("gpus_per_node", "cpus_per_task", "mem_gb", "partition")] == [1, 8, 64, "gpu"]
+    words = ["search=lora_quant", "--cfg", "hydra", "-p", "hydra.launcher", "hydra/launcher=ray"]
+    ray = yaml.safe_load(lab(*words, cwd=tmp_path, **with_launchers(lab)).stdout)["ray"]["remote"]
+    assert [ray[key] for key in ("num_gpus", "num_cpus", "memory")] == [1, 4, 8_000_000_000]
 
 
 @pytest.mark.slow

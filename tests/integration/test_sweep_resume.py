@@ -97,9 +97,12 @@ def test_killed_at_random_moments_loses_nothing_and_repeats_nothing(lab, tmp_pat
     moments = sorted(rng.sample(range(1, (NUM_TRIALS - 1) * NUM_STEPS), len(kinds)))
     done: dict[int, int] = {}
     for count, (moment, how) in enumerate(zip(moments, kinds, strict=True)):
-        when = begun(study, moment)
-        if count % 2 and how is not interrupt:  # Ctrl-C before Python listens to it would be Python's to answer
-            when = after(rng.uniform(0, SLOW_START_S), begun(study, moment, checkpointed=0))
+        if how is interrupt:  # once it trains: Python itself answers a Ctrl-C in its first moments
+            when = both(begun(study, moment), begun(study, steps_of(study) + 1))
+        elif count % 2:
+            when = both(after(rng.uniform(0, SLOW_START_S)), begun(study, moment, checkpointed=0))
+        else:
+            when = begun(study, moment)
         code = end(lab, tmp_path, how, when, "hydra.sweeper.n_jobs=2")
         assert code == (130 if how is interrupt else -signal.SIGKILL)
         steps = {n: len(steps_logged(study / str(n))) for n in folders(study)} if study.exists() else {}
@@ -123,17 +126,26 @@ def test_killed_at_random_moments_loses_nothing_and_repeats_nothing(lab, tmp_pat
     print(f"{len(kinds)} times killed; {len(done)} trials had ended before the last start, none was trained again")
 
 
+def steps_of(study: Path) -> int:
+    """Steps that all trials have taken."""
+    return sum(len(steps_logged(path)) for path in study.glob("[0-9]*"))
+
+
 def begun(study: Path, moment: int, checkpointed: int = 3) -> Callable[[], bool]:
     """Whether so many steps have been taken, and a trial is under way that has taken `checkpointed` of them."""
 
     def holds() -> bool:
-        steps = {path: len(steps_logged(path)) for path in study.glob("[0-9]*")}
-        return sum(steps.values()) >= moment and any(checkpointed <= num < NUM_STEPS - 1 for num in steps.values())
+        steps = [len(steps_logged(path)) for path in study.glob("[0-9]*")]
+        return sum(steps) >= moment and any(checkpointed <= num < NUM_STEPS - 1 for num in steps)
 
     return holds
 
 
-def after(seconds: float, holds: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether `holds`, and so many seconds have gone by: when it did at once, the moment lies in a start."""
-    began = time.monotonic()
-    return lambda: time.monotonic() - began >= seconds and holds()
+def after(seconds: float) -> Callable[[], bool]:
+    """Whether so many seconds have gone by: where the steps have been taken before, the moment lies in a start."""
+    ends = time.monotonic() + seconds
+    return lambda: time.monotonic() >= ends
+
+
+def both(one: Callable[[], bool], other: Callable[[], bool]) -> Callable[[], bool]:
+    return lambda: one() and other()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from llama_lab.sweep.slots import has_gpu
+
+from .warm import Nest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHERS = Path(sys.prefix) / "launchers"
 """Packages for the tests alone, beside the environment: tests/launchers.txt."""
+TIMEOUT_S = 300
 TINY = [
     "model=tiny",
     "dataset.max_train_rows=32",
@@ -26,7 +33,16 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all workers have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, str]:
     """What a newcomer's shell holds: no key, no token, and caches of its own."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HF_", "HYDRA_", "LLAMA_LAB_"))}
     home = tmp_path_factory.mktemp("home")
@@ -35,19 +51,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "HF_HOME": str(home / "hf"),
-        "LLAMA_LAB_CACHE": str(tmp_path_factory.getbasetemp().parent / "llama_lab_cache"),
+        "LLAMA_LAB_CACHE": str(shared / "llama_lab_cache"),
         "OMP_NUM_THREADS": "1",
     }
 
 
 class Lab:
-    """`python -m llama_lab WORDS` in a folder."""
+    """`python -m llama_lab WORDS` in a folder.
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    `start`, `fresh` and `killed` start Python as a user does. A call and `run` fork instead from a process that has
+    imported the libraries (warm.py), unless a variable of theirs is one that is read by imports.
+    """
+
+    def __init__(self, environment: dict[str, str], nest: Nest | None) -> None:
+        self.environment, self.nest = environment, nest
 
     def start(self, *words: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
-        """The running process, in a process group of its own."""
+        """The running process, in a process group of its own; Ctrl-C reaches it also where the tests run with `&`."""
         return subprocess.Popen(
             [sys.executable, "-m", "llama_lab", *map(str, words)],
             cwd=cwd,
@@ -57,25 +77,31 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
-    def __call__(
-        self, *words: str, cwd: Path, stdin: str | None = None, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         """The ended process."""
+        if self.nest is None or not self.nest.can_run_with(env):
+            return self.fresh(*words, cwd=cwd, stdin=stdin, **env)
+        return self.nest.run(words, cwd, env, stdin, TIMEOUT_S)
+
+    def fresh(self, *words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """The ended process, with a start of its own."""
         return subprocess.run(
             [sys.executable, "-m", "llama_lab", *map(str, words)],
             cwd=cwd,
             env=self.environment | env,
-            input=stdin if stdin is not None else "",
+            input=stdin,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=TIMEOUT_S,
         )
 
-    def run(self, folder: Path, *words: str, **env: str) -> Path:
+    def run(self, folder: Path, *words: str, fresh: bool = False, **env: str) -> Path:
         """A run that ends well in `folder`."""
-        done = self(f"hydra.run.dir={folder}", *words, cwd=folder.parent, **env)
+        how = self.fresh if fresh else self
+        done = how(f"hydra.run.dir={folder}", *words, cwd=folder.parent, **env)
         assert done.returncode == 0, done.stdout + done.stderr
         return folder
 
@@ -92,15 +118,35 @@ class Lab:
             process.communicate()
 
 
-@pytest.fixture(scope="session")
-def lab(environment: dict[str, str]) -> Lab:
-    return Lab(environment)
+@contextmanager
+def lab_of(environment: dict[str, str]) -> Iterator[Lab]:
+    """The commands in that environment."""
+    if has_gpu():  # what is imported would begin CUDA, and a fork could not use it
+        yield Lab(environment, None)
+        return
+    nest = Nest(environment)
+    try:
+        yield Lab(environment, nest)
+    finally:
+        nest.close()
 
 
 @pytest.fixture(scope="session")
-def tiny_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run of the tiny model with everything on."""
-    return lab.run(tmp_path_factory.mktemp("tiny") / "run", *TINY, "trainer.eval_steps=2", "lora.r=4")
+def lab(environment: dict[str, str]) -> Iterator[Lab]:
+    with lab_of(environment) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def tiny_run(lab: Lab, shared: Path) -> Path:
+    """One finished run of the tiny model with everything on, for all workers. Read it, and leave it as it is."""
+    folder = shared / "tiny" / "run"
+    with (shared / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.parent.mkdir()
+            lab.run(folder, *TINY, "trainer.eval_steps=2", "lora.r=4", fresh=True)
+    return folder
 
 
 def read_json(path: Path) -> dict:

@@ -1,10 +1,11 @@
 """The real names load by repository id, as on a user's machine: here from a hub cache that the test makes on disk."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import read_json
+from .conftest import Lab, lab_of, read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -21,11 +22,11 @@ def put_into_cache(hub: Path, kind: str, repository: str, files: dict[str, bytes
 
 
 @pytest.fixture(scope="module")
-def tiny_llama(lab, tmp_path_factory) -> dict[str, bytes]:
+def tiny_llama(environment) -> dict[str, bytes]:
     """The files of a tiny Llama, tokenizer included."""
     import os
 
-    os.environ["LLAMA_LAB_CACHE"] = lab.environment["LLAMA_LAB_CACHE"]
+    os.environ["LLAMA_LAB_CACHE"] = environment["LLAMA_LAB_CACHE"]
     from llama_lab.compose import compose_words
     from llama_lab.embedded import materialise
 
@@ -33,13 +34,17 @@ def tiny_llama(lab, tmp_path_factory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture
-def offline_hub(tmp_path, tiny_llama) -> dict[str, str]:
-    """An environment whose hub cache holds a Llama-2 and the blog's data set, and that is told to stay offline."""
-    hub = tmp_path / "hf" / "hub"
+@pytest.fixture(scope="module")
+def offline(environment, tiny_llama, tmp_path_factory) -> Iterator[Lab]:
+    """Commands whose hub cache holds a Llama-2 and the blog's data set, and that are told to stay offline."""
+    home = tmp_path_factory.mktemp("hf")
     for repository in ("meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-chat-hf"):
-        put_into_cache(hub, "model", repository, tiny_llama)
-    return {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+        put_into_cache(home / "hub", "model", repository, tiny_llama)
+    files = {"data/train-00000-of-00001.parquet": parquet(guanaco_rows(40))}
+    files["README.md"] = b"---\ndataset_info: {}\n---\n"
+    put_into_cache(home / "hub", "dataset", "mlabonne/guanaco-llama2-1k", files)
+    with lab_of(environment | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}) as lab:
+        yield lab
 
 
 def guanaco_rows(count: int) -> list[dict[str, str]]:
@@ -57,9 +62,9 @@ def parquet(rows: list[dict[str, str]]) -> bytes:
     return buffer.getvalue()
 
 
-def test_llama2_7b_by_its_repository_id(lab, offline_hub, tmp_path):
+def test_llama2_7b_by_its_repository_id(offline, tmp_path):
     words = ["model=llama2_7b", "lora.r=64", "dataset.max_train_rows=16", "tracking=none", "dataset.max_eval_rows=2"]
-    folder = lab.run(tmp_path / "run", *words, **offline_hub)
+    folder = offline.run(tmp_path / "run", *words, fresh=True)
     lock = read_json(folder / "run.json")
     assert lock["model"]["name"] == "meta-llama/Llama-2-7b-hf"
     assert lock["model"]["commit"] == COMMIT
@@ -68,12 +73,8 @@ def test_llama2_7b_by_its_repository_id(lab, offline_hub, tmp_path):
     assert adapter["r"] == 64
 
 
-def test_the_blogs_run_by_its_repository_ids(lab, offline_hub, tmp_path):
-    hub = tmp_path / "hf" / "hub"
-    files = {"data/train-00000-of-00001.parquet": parquet(guanaco_rows(40))}
-    files["README.md"] = b"---\ndataset_info: {}\n---\n"
-    put_into_cache(hub, "dataset", "mlabonne/guanaco-llama2-1k", files)
-    folder = lab.run(tmp_path / "run", "experiment=seed_guanaco", "tracking=none", **offline_hub)
+def test_the_blogs_run_by_its_repository_ids(offline, tmp_path):
+    folder = offline.run(tmp_path / "run", "experiment=seed_guanaco", "tracking=none")
     lock, result = read_json(folder / "run.json"), read_json(folder / "result.json")
     assert lock["dataset"]["format"] == "text"
     assert lock["dataset"]["num_train_rows"] == 39  # eval_fraction 0.01 of 40, at least one
@@ -81,8 +82,8 @@ def test_the_blogs_run_by_its_repository_ids(lab, offline_hub, tmp_path):
     assert "How do I use the OpenAI API?" in (folder / "samples.md").read_text()
 
 
-def test_model_that_is_not_in_the_cache_is_one_message(lab, offline_hub, tmp_path):
-    done = lab("model=llama2_13b", "tracking=none", "hydra.run.dir=run", cwd=tmp_path, **offline_hub)
+def test_model_that_is_not_in_the_cache_is_one_message(offline, tmp_path):
+    done = offline("model=llama2_13b", "tracking=none", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 2
     assert "meta-llama/Llama-2-13b-hf" in done.stderr
     assert "HF_HUB_OFFLINE" in done.stderr
@@ -90,16 +91,16 @@ def test_model_that_is_not_in_the_cache_is_one_message(lab, offline_hub, tmp_pat
     assert read_json(tmp_path / "run" / "result.json")["status"] == "failed"
 
 
-def test_data_set_that_is_not_in_the_cache_is_one_message(lab, offline_hub, tmp_path):
-    done = lab("model=tiny", "dataset=guanaco", "tracking=none", "hydra.run.dir=run", cwd=tmp_path, **offline_hub)
+def test_data_set_that_is_not_in_the_cache_is_one_message(offline, tmp_path):
+    done = offline("model=tiny", "dataset=guanaco", "tracking=none", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 2
     assert "timdettmers/openassistant-guanaco" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_revision_that_is_not_there_is_one_message(lab, offline_hub, tmp_path):
+def test_revision_that_is_not_there_is_one_message(offline, tmp_path):
     words = ["model=llama2_7b", "model.revision=v9", "tracking=none", "hydra.run.dir=run"]
-    done = lab(*words, cwd=tmp_path, **offline_hub)
+    done = offline(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("llama_lab: ")]) == 1

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_killed_at_random_moments_ends_bitwise_equal(lab, undisturbed, tmp_path)
         lab.killed(folder, *words, when=lambda step=step: max(steps_logged(folder), default=0) >= step)
         assert all(complete(path) for path in (folder / "checkpoints").glob("checkpoint-*"))
         words = [*WORDS, "trainer.resume=auto"]
-    done = lab(f"resume={folder}", cwd=tmp_path)
+    done = lab.fresh(f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_adapter(undisturbed, folder)
     assert steps_logged(folder) == steps_logged(undisturbed)
@@ -84,7 +85,7 @@ def test_run_that_is_told_to_end_is_recorded_and_goes_on(lab, undisturbed, tmp_p
     folder = tmp_path / "run"
     process = lab.start(f"hydra.run.dir={folder}", *WORDS, cwd=tmp_path)
     while process.poll() is None and max(steps_logged(folder), default=0) < 3:
-        pass
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143

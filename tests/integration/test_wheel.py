@@ -41,13 +41,18 @@ def test_wheel_holds_groups_templates_and_rows(installed):
     assert (package / "data" / "sample_train.jsonl").is_file()
 
 
-@pytest.mark.parametrize("command", [["llama-lab"], ["python", "-m", "llama_lab"]])
-def test_console_script_and_module_run_from_another_folder(installed, tmp_path, command):
-    words = [installed[0] / command[0], *command[1:], "model=tiny", "dataset.max_train_rows=16", "tracking=none"]
-    words += ["dataset.max_eval_rows=2", "hydra.run.dir=run"]
-    done = subprocess.run(words, cwd=tmp_path, env=installed[1], capture_output=True, text=True, timeout=300)
+def test_console_script_and_module_run_from_another_folder(installed, tmp_path):
+    words = ["model=tiny", "dataset.max_train_rows=16", "dataset.max_eval_rows=2", "tracking=none"]
+    run = {"cwd": tmp_path, "env": installed[1], "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([installed[0] / "llama-lab", *words, "hydra.run.dir=run"], **run)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
+    module = [installed[0] / "python", "-m", "llama_lab"]
+    done = subprocess.run([*module, *words, "--cfg", "job"], **run)
+    assert done.returncode == 0, done.stderr
+    assert "name: tiny" in done.stdout
+    done = subprocess.run([*module, "generate", "run", "hello", "--max-new-tokens", "2"], **run)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_sweeper_is_found_from_another_folder(installed, tmp_path):

@@ -1,0 +1,234 @@
+"""How fast a GPU trains a Llama-2-7B with QLoRA: whole runs of ours beside TRL and Unsloth on the same card.
+
+    python -m benchmarks.speed_gpu BASE                          # our runs; one JSON line a case
+    python -m benchmarks.speed_gpu BASE --peers FOLDER           # TRL's and Unsloth's, by FOLDER/bench.py
+    python -m benchmarks.speed_gpu BASE --sweep                  # over tokens a step, rank and quant type
+
+BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
+Rows are random words whose lengths are spread as those of chats (log-normal, about 290 tokens a row), packed; real
+tokens count.
+A run of ours is `runner.run`: tokenising, logging, schedule, clipping and checkpoints are all in it. Its speed is taken
+between two logged steps, after compiling and recording and with one checkpoint between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import RESULTS as CPU_RESULTS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = CPU_RESULTS.with_name("speed.json")
+FIRST, LAST = 12, 44
+"""Logged steps between which is measured; checkpoints are written at 25 and at the end."""
+WORDS = [
+    "model=llama2_7b",
+    "dataset=jsonl",
+    "dataset.packing=true",
+    "evaluate.before=false",
+    "dataset.max_eval_rows=2",
+    "dataset.metrics=[]",
+    "generation.num_prompts=0",
+    "tracking=none",
+    "trainer.optim=paged_adamw_32bit",
+    "trainer.max_grad_norm=0.3",
+    "trainer.logging_steps=4",
+    f"trainer.max_steps={LAST}",
+]
+ALL_LINEAR = ("lora=all_linear", "lora.r=16", "lora.dropout=0.05", "quant=nf4")
+QV = ("lora=attention", "lora.r=8", "lora.dropout=0.05", "quant=nf4")
+
+Case = tuple[str, list[str]]
+"""Its name, and the words of the run."""
+
+
+def packed(num_tokens: int) -> list[str]:
+    """Words for so many tokens a step."""
+    length = min(num_tokens, 1024)
+    return [f"dataset.max_length={length}", f"trainer.per_device_train_batch_size={num_tokens // length}"]
+
+
+def cases() -> list[Case]:
+    """The targets of the fast engine, and of the leanest memory."""
+    found = [(f"{n}", [*ALL_LINEAR, "trainer.memory=fast", *packed(n)]) for n in (256, 1024, 2048, 8192)]
+    found += [(f"{n}, lean", [*ALL_LINEAR, "trainer.memory=lean", *packed(n)]) for n in (1024, 2048, 8192)]
+    return [*found, ("1024, lean, q and v", [*QV, "trainer.memory=lean", *packed(1024)])]
+
+
+def sweep() -> list[Case]:
+    """What tokens a step, rank and quant type cost."""
+    base = ["lora=all_linear", "lora.dropout=0.05"]
+    by_tokens = [(f"tokens {n}", [*ALL_LINEAR, *packed(n)]) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)]
+    by_rank = [(f"rank {r}", [*base, f"lora.r={r}", "quant=nf4", *packed(2048)]) for r in (8, 64, 256)]
+    by_quant = [(f"quant {q}", [*base, "lora.r=16", f"quant={q}", *packed(2048)]) for q in ("fp4", "none")]
+    return by_tokens + by_rank + by_quant
+
+
+PEERS: list[tuple[str, str, list[str]]] = [
+    ("256", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=1"]),
+    ("1024", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=4"]),
+    ("2048", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=8"]),
+    ("8192", "trl", ["gc=1", "targets=all", "r=16", "dropout=0.05", "bs=8", "packing=1", "liger=1"]),
+    ("256", "unsloth", ["gc=1", "targets=all", "r=16", "dropout=0", "bs=1"]),
+    ("1024", "unsloth", ["gc=0", "targets=all", "r=16", "dropout=0", "bs=4"]),
+    ("2048", "unsloth", ["gc=0", "targets=all", "r=16", "dropout=0", "bs=8"]),
+    ("8192", "unsloth", ["gc=1", "targets=all", "r=16", "dropout=0", "bs=28"]),
+]
+"""Unsloth at the settings that are its fastest there; its fast kernels need dropout 0."""
+
+
+def main() -> int:
+    """Measure, print a JSON line a case, and add the rows to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="folder of a checkpoint")
+    parser.add_argument("--peers", type=Path, help="folder with bench.py: measure the peers, not us")
+    parser.add_argument("--only", default="", help="the system or case to measure, such as trl")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
+    parser.add_argument("words", nargs="*", help="more settings for our runs")
+    args = parser.parse_intermixed_args()
+    rows = peer_rows(args) if args.peers else our_rows(args)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+        add(args.out, row)
+    return 0
+
+
+def our_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each of our runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, words in sweep() if args.sweep else cases():
+            if args.only in name:
+                yield our_row(name, words, args, Path(folder))
+
+
+def our_row(name: str, words: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One run in this process, and what its files say."""
+    import torch
+    from rich.console import Console
+
+    from llama_lab.compose import compose_words
+    from llama_lab.memory import estimate
+    from llama_lab.model import base_shape
+    from llama_lab.runner import run
+
+    file = folder / "rows.jsonl"
+    length, rows = (int(word.split("=")[1]) for word in words[-2:])  # as `packed` wrote them
+    write_rows(file, length, rows * (LAST + 4))
+    config = compose_words([*WORDS, f"model.name={args.base}", f"dataset.path={file}", *words, *args.words])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    out = folder / name.replace(" ", "_").replace(",", "")
+    result = run(config, out, words, Console(file=sys.stderr))
+    found = between(out / "metrics.jsonl")
+    shape, room = base_shape(config.model), 71.0
+    predicted = estimate(shape, config, length=config.dataset.max_length, padded=True, room_gib=room).total
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {
+        "case": name,
+        "system": "llama_lab",
+        **head(),
+        **found,
+        "peak_memory_gib": round(result["peak_memory_gib"], 2),
+        "predicted_gib": round(predicted, 2),
+        "whole_run_s": round(time.monotonic() - began, 1),
+        "settings": [*words, *args.words],
+        "command": "python -m benchmarks.speed_gpu BASE" + (" --sweep" if args.sweep else ""),
+    }
+
+
+def between(metrics: Path) -> dict[str, float]:
+    """Speed between the two logged steps, and seconds until the first of them."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    logged = {row["step"]: row for row in rows if "train/runtime_s" in row}
+    first, last = logged[min(step for step in logged if step >= min(FIRST, max(logged) - 1))], logged[max(logged)]
+    seconds = last["train/runtime_s"] - first["train/runtime_s"]
+    tokens = [row["train/tokens_per_s"] * row["train/runtime_s"] for row in (first, last)]
+    steps = last["step"] - first["step"]
+    return {
+        "tokens_per_step": round((tokens[1] - tokens[0]) / steps, 1),
+        "tokens_per_s": round((tokens[1] - tokens[0]) / seconds, 1),
+        "step_ms": round(1000 * seconds / steps, 2),
+        "until_measured_s": round(first["train/runtime_s"], 1),
+    }
+
+
+def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each run of a peer; one that fails is printed and left out."""
+    for case, system, settings in PEERS:
+        if args.only not in (system, case, ""):
+            continue
+        command = [sys.executable, "bench.py", system, args.base, *settings, "steps=16", "warm=6"]
+        done = subprocess.run(command, cwd=args.peers, capture_output=True, text=True)
+        found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        if not found:
+            print(f"{system} {case} failed: {done.stderr[-600:]}", file=sys.stderr)
+            continue
+        result = json.loads(found[-1].removeprefix("RESULT "))
+        yield {
+            "case": case,
+            "system": system,
+            **head(),
+            "tokens_per_step": result["tok_step"],
+            "tokens_per_s": result["tok_s"],
+            "step_ms": result["step_ms"],
+            "peak_memory_gib": result["peak_gb"],
+            "settings": settings,
+            "command": "python -m benchmarks.speed_gpu BASE --peers FOLDER",
+        }
+
+
+def head() -> dict[str, Any]:
+    """Card and versions."""
+    import torch
+
+    names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"card": card, "versions": {name: found for name in names if (found := version_of(name))}}
+
+
+def version_of(name: str) -> str | None:
+    """The installed version, None where it is not there."""
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def write_rows(file: Path, max_length: int, num_blocks: int) -> None:
+    """Rows of random words for at least so many packed blocks."""
+    rng, left = random.Random(0), num_blocks * max_length
+    with file.open("w") as out:
+        while left > 0:
+            length = int(min(max_length, max(16, rng.lognormvariate(math.log(350) - 0.32, 0.8))))
+            left -= length
+            out.write(json.dumps({"text": " ".join(f"w{rng.randrange(3, 32000)}" for _ in range(length - 2))}) + "\n")
+
+
+def add(file: Path, row: dict[str, Any]) -> None:
+    """The row instead of an older one of its case and system."""
+    known = json.loads(file.read_text())["rows"] if file.exists() else []
+    kept = [other for other in known if (other["case"], other["system"]) != (row["case"], row["system"])]
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"schema": 1, "rows": [*kept, row]}, indent=2) + "\n")
+    os.replace(partial, file)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

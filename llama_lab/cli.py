@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from llama_lab.errors import ConfigError, did_you_mean
+from llama_lab.take import verbs as take
 
 if TYPE_CHECKING:
     from llama_lab.plan import Options
@@ -237,4 +238,5 @@ VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {
     "dashboard": _dashboard,
     "generate": _generate,
     "chat": _chat,
+    "merge": take.merge,
 }

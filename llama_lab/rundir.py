@@ -62,7 +62,7 @@ class RunDir:
 
     def write_lock(self, lock: dict[str, Any]) -> None:
         """Write run.json."""
-        _write_json(self.lock, lock)
+        write_json(self.lock, lock)
 
     def read_result(self) -> dict[str, Any]:
         """result.json.
@@ -81,7 +81,7 @@ class RunDir:
             num_steps: optimizer steps of a run that was pruned.
         """
         numbers = result.as_json() if result else {} if num_steps is None else {"num_steps": num_steps}
-        _write_json(self.result, {"schema": SCHEMA, "status": status, **numbers, "error": error})
+        write_json(self.result, {"schema": SCHEMA, "status": status, **numbers, "error": error})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl; numbers that are not finite become null."""
@@ -151,7 +151,8 @@ def _read_json(path: Path, absent: str) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all; numbers that are not finite become null."""
     _write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 

@@ -1,0 +1,40 @@
+"""What the verbs can be asked for. Nothing here imports torch."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MERGE_FILE = "merge.json"
+"""The numbers of a merge, in the merged folder."""
+
+
+class Onto(StrEnum):
+    """The weights that the adapter is added to."""
+
+    original = "original"
+    """Those of the model as it came."""
+    dequantised = "dequantised"
+    """The numbers that the quantised weights stand for: what the adapter was trained on."""
+    quantised = "quantised"
+    """The quantised weights themselves, which are quantised again afterwards: what many do, and what loses the training."""
+
+
+class OutDtype(StrEnum):
+    """The type in which merged weights are stored."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+@dataclass(kw_only=True)
+class MergeOptions:
+    """What is asked for."""
+
+    dtype: OutDtype
+    onto: Onto | None
+    """None tries all and takes the most faithful."""
+    max_kl: float
+    """Nats a token; above it the merge is refused."""
+    num_rows: int
+    """Held-out rows that are compared."""
+    force: bool

@@ -43,6 +43,7 @@ def run_verb(words: list[str]) -> int:
         ConfigError: it is no verb; names the nearest one, or the setting that was meant. Or its arguments are wrong.
     """
     verb, *rest = words
+    verb = ALIASES.get(verb, verb)
     if verb not in VERBS:
         raise unknown_verb(verb)
     parser = WordParser(
@@ -70,30 +71,44 @@ def unknown_verb(word: str) -> ConfigError:
 
 
 def _generate(parser: argparse.ArgumentParser, words: list[str]) -> int:
-    parser.description = "Answer one request with a trained run."
-    parser.epilog = 'example:\n  python -m llama_lab generate outputs/2026-01-31/12-00-00 "fine-tune Llama 2 in fp4"'
-    _run_argument(parser)
-    parser.add_argument("request", metavar="REQUEST", help="what to ask")
+    parser.description = "Answer one request with a trained run, or each prompt of a file as a line of JSON."
+    parser.epilog = (
+        'example:\n  python -m llama_lab generate outputs/2026-01-31/12-00-00 "fine-tune Llama 2 in fp4"\n'
+        "  python -m llama_lab generate outputs/2026-01-31/12-00-00 --file prompts.jsonl --base"
+    )
+    parser.add_argument("run", metavar="RUN", help=take.SOURCE)
+    parser.add_argument("request", metavar="REQUEST", nargs="?", help="what to ask")
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=take.SETTINGS)
+    parser.add_argument("--file", type=Path, metavar="JSONL", help='a file with a {"prompt": "a request"} a line')
     _answer_arguments(parser)
-    args = parser.parse_args(words)
-    if not args.request.strip():
-        raise ConfigError("The request is empty. Type it in quotes after the run's folder.")
-    from llama_lab.talk import generate
+    args = parser.parse_intermixed_args(words)
+    if args.file is not None and args.request is not None:
+        args.settings, args.request = [args.request, *args.settings], None
+    if args.file is None and not (args.request or "").strip():
+        raise ConfigError("The request is empty. Type it in quotes after the run's folder, or --file prompts.jsonl.")
+    from llama_lab.talk import generate, generate_file, read_prompts
 
-    generate(args.run, args.request, _settings(args), seed=args.seed)
+    if args.file is not None:
+        read_prompts(args.file)  # before the model is loaded
+        source = take.opened(args.run, args.settings)
+        generate_file(source, args.file, _settings(args), seed=args.seed, base=args.base)
+    else:
+        source = take.opened(args.run, args.settings)
+        generate(source, args.request, _settings(args), seed=args.seed, base=args.base)
     return 0
 
 
 def _chat(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.description = "Talk with a trained run: /reset forgets, /system TEXT sets a system prompt, /exit ends."
-    parser.epilog = "example:\n  python -m llama_lab chat outputs/2026-01-31/12-00-00"
-    _run_argument(parser)
+    parser.epilog = "example:\n  python -m llama_lab chat outputs/2026-01-31/12-00-00 --base"
+    take.source_arguments(parser)
     parser.add_argument("--system", help="system prompt")
     _answer_arguments(parser)
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
+    source = take.opened(args.run, args.settings)
     from llama_lab.talk import chat
 
-    chat(args.run, _settings(args), system=args.system, seed=args.seed)
+    chat(source, _settings(args), system=args.system, seed=args.seed, base=args.base)
     return 0
 
 
@@ -103,7 +118,7 @@ def _plan(parser: argparse.ArgumentParser, words: list[str]) -> int:
         "Exit code: 0 fine, 1 warnings, 2 the run would fail."
     )
     parser.epilog = "example:\n  python -m llama_lab plan model=llama2_7b lora.r=64 --tokens-per-s 3000"
-    parser.add_argument("--tokens-per-s", type=_positive, help="throughput to count the time with")
+    parser.add_argument("--tokens-per-s", type=take.positive, help="throughput to count the time with")
     options = _data_options(parser, words)
     from llama_lab.plan import plan
 
@@ -193,25 +208,12 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _positive(word: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word} is no positive number")
-    return number
-
-
-def _run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, such as outputs/DATE/TIME")
-
-
 def _answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default: the run's own)")
     parser.add_argument("--sample", action="store_true", help="draw the answer instead of taking the likeliest token")
     parser.add_argument("--temperature", type=float, help="of --sample (default: the run's own)")
     parser.add_argument("--top-p", type=float, help="of --sample (default: the run's own)")
+    parser.add_argument("--base", action="store_true", help="show the base model's answer as well")
     parser.add_argument("--seed", type=_seed, default=0, help="of --sample (default: 0)")
 
 
@@ -238,5 +240,9 @@ VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {
     "dashboard": _dashboard,
     "generate": _generate,
     "chat": _chat,
+    "evaluate": take.evaluate,
     "merge": take.merge,
+    "push": take.push,
+    "repro": take.repro,
 }
+ALIASES = {"reproduce": "repro"}

@@ -1,121 +1,176 @@
-"""Verbs that answer: `generate` one request, `chat` many."""
+"""Verbs that answer: `generate` one request or a file of them, `chat` many turns; beside the base where it is asked for."""
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llama_lab.checks import check_model
 from llama_lab.config import GenerationSettings, RunConfig
-from llama_lab.errors import ModelError, RunError
-from llama_lab.lock import config_of
-from llama_lab.process import prepare, quiet_libraries
-from llama_lab.rundir import RunDir
+from llama_lab.errors import ConfigError, DataError
+from llama_lab.take.load import load_trained
+from llama_lab.take.source import Source
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from llama_lab.generate import Messages
 
-def generate(folder: Path, request: str, changed: dict[str, object], *, seed: int) -> None:
+
+@dataclass(kw_only=True)
+class Talker:
+    """A trained run that answers."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: GenerationSettings
+    seed: int
+
+    def stream(self, turns: Messages, *, base: bool = False) -> str:
+        """Print the answer as it comes, and return it.
+
+        Args:
+            base: of the model without its adapter.
+        """
+        import torch
+
+        from llama_lab.generate import stream
+
+        torch.manual_seed(self.seed)
+        with self.model.disable_adapter() if base else nullcontext():
+            return stream(self.model, self.tokenizer, turns, self.settings)
+
+    def answers(self, prompts: list[Messages], *, base: bool = False) -> list[str]:
+        """The answers to many prompts, in batches."""
+        import torch
+
+        from llama_lab.generate import answer
+
+        torch.manual_seed(self.seed)
+        with self.model.disable_adapter() if base else nullcontext():
+            return [text.strip() for text in answer(self.model, self.tokenizer, prompts, self.settings)]
+
+
+def generate(source: Source, request: str, changed: dict[str, object], *, seed: int, base: bool) -> None:
     """Print the run's answer to one request.
 
     Raises:
-        RunError: the folder holds no finished run.
         ModelError: the base or the adapter cannot be loaded.
     """
-    config, run_dir = open_run(folder)
-    settings = replace(config.generation, **changed)  # type: ignore[arg-type]
-    model, tokenizer = load_trained(config, run_dir)
-    _ask(model, tokenizer, [*_first_turns(config, None), {"role": "user", "content": request}], settings, seed)
+    talker = open_talker(source, changed, seed, base)
+    turns = [*_first_turns(source.config, None), {"role": "user", "content": request}]
+    _answer_both(talker, turns, turns, base)
 
 
-def chat(folder: Path, changed: dict[str, object], *, system: str | None, seed: int) -> None:
+def generate_file(source: Source, file: Path, changed: dict[str, object], *, seed: int, base: bool) -> None:
+    """Print one JSON line a prompt of a JSONL file: {"prompt" or "messages", "answer", and with `base` "base"}.
+
+    Raises:
+        DataError: the file cannot be read, or a line of it is no prompt.
+    """
+    rows = read_prompts(file)
+    first = _first_turns(source.config, None)
+    prompts = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
+    talker = open_talker(source, changed, seed, base)
+    answers = talker.answers(prompts)
+    beside = talker.answers(prompts, base=True) if base else [None] * len(rows)
+    for row, text, other in zip(rows, answers, beside, strict=True):
+        print(json.dumps(row | {"answer": text} | ({"base": other} if base else {}), ensure_ascii=False))
+
+
+def chat(source: Source, changed: dict[str, object], *, system: str | None, seed: int, base: bool) -> None:
     """Talk with the run until /exit or the end of the input."""
-    config, run_dir = open_run(folder)
-    settings = replace(config.generation, **changed)  # type: ignore[arg-type]
-    model, tokenizer = load_trained(config, run_dir)
-    turns = _first_turns(config, system)
+    talker = open_talker(source, changed, seed, base)
+    turns = beside = _first_turns(source.config, system)  # the base has a conversation of its own
     print("Type a request; /reset forgets, /system TEXT sets a system prompt, /exit ends.", file=sys.stderr)
     while (line := _read_line()) is not None:
         word, _, rest = line.partition(" ")
         if word == "/exit":
             break
-        if word == "/reset":
-            turns = _first_turns(config, system)
-        elif word == "/system":
-            system = rest.strip() or None
-            turns = _first_turns(config, system)
+        if word in ("/reset", "/system"):
+            system = (rest.strip() or None) if word == "/system" else system
+            turns = beside = _first_turns(source.config, system)
         elif word.startswith("/"):
             print(f"{word} is no command. There are /reset, /system TEXT and /exit.", file=sys.stderr)
         elif line.strip():
-            turns.append({"role": "user", "content": line.strip()})
-            turns.append({"role": "assistant", "content": _ask(model, tokenizer, turns, settings, seed)})
+            try:
+                asked = _user(line.strip())
+                answer, other = _answer_both(talker, [*turns, asked], [*beside, asked], base)
+            except DataError as error:  # too long, or the template takes no such turn: the conversation goes on
+                print(f"{error} Type /reset to begin anew.", file=sys.stderr)
+            except KeyboardInterrupt:
+                print("\nStopped. This turn is forgotten; /exit ends.", file=sys.stderr)
+            else:
+                turns = [*turns, asked, {"role": "assistant", "content": answer}]
+                beside = [*beside, asked, {"role": "assistant", "content": other}]
 
 
-def open_run(folder: Path) -> tuple[RunConfig, RunDir]:
-    """Settings and files of a run that has an adapter; nothing heavy is imported.
-
-    Raises:
-        RunError: there is no run, or no adapter yet.
-        ModelError: its base is plainly not there.
-    """
-    if not folder.is_dir():
-        raise RunError(f"{folder}: there is no such folder. A run lies in outputs/DATE/TIME.")
-    run_dir = RunDir(folder)
-    config = config_of(run_dir.read_lock())
-    if not (run_dir.adapter / "adapter_config.json").is_file():
-        raise RunError(f"{folder} has no adapter yet. Finish the run with: python -m llama_lab resume={folder}")
-    check_model(config.model)
-    return config, run_dir
-
-
-def load_trained(config: RunConfig, run_dir: RunDir) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The adapter on its base, with the tokenizer and template that were saved with it.
+def open_talker(source: Source, changed: dict[str, object], seed: int, base: bool) -> Talker:
+    """Load base and adapter. Call `prepare_verb` before.
 
     Raises:
-        ModelError: the adapter does not fit the base, or is not whole.
+        ConfigError: the base's answers are wanted, and this adapter has changed the weights below it.
     """
-    prepare(config)
-    from peft import PeftModel
-    from transformers import AutoTokenizer
+    if base and source.peft.get("init_lora_weights") not in (True, None, *_LEAVE_THE_BASE):
+        raise ConfigError(
+            f"--base: an adapter that began as {source.peft['init_lora_weights']} changes the weights below it, so the "
+            "base cannot be asked beside it. See samples.md in the run's folder for its answers."
+        )
+    settings = replace(source.config.generation, **changed)  # type: ignore[arg-type]
+    model, tokenizer = load_trained(source)
+    return Talker(model=model, tokenizer=tokenizer, settings=settings, seed=seed)
 
-    from llama_lab.engine.choose import choose
-    from llama_lab.engine.install import speed_up
-    from llama_lab.model import load_base, set_special_tokens
 
-    quiet_libraries(config)
-    tokenizer = AutoTokenizer.from_pretrained(run_dir.adapter)
-    base = load_base(config.model, config.quant)
-    set_special_tokens(base, tokenizer)
+def read_prompts(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file: {"prompt": TEXT}, {"messages": [...]} that end with a user's turn, or "TEXT".
+
+    Raises:
+        DataError: names the first line that is none of these.
+    """
     try:
-        model = PeftModel.from_pretrained(base, str(run_dir.adapter))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{run_dir.adapter} does not load on {config.model.name}: {reason}") from error
-    if choose(config).speeds_up_model:
-        speed_up(model)
-    return model.eval(), tokenizer
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--file {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    rows = [_prompt_in(line, f"--file {file}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise DataError(f'--file {file} is empty. Each line holds {{"prompt": "a request"}}.')
+    return rows
 
 
-def _ask(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    turns: list[dict[str, str]],
-    settings: GenerationSettings,
-    seed: int,
-) -> str:
-    import torch
+def _prompt_in(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f'{where} is no JSON: {error}. Each line holds {{"prompt": "a request"}}.') from None
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        return row
+    turns = row.get("messages") if isinstance(row, dict) else None
+    is_chat = isinstance(turns, list) and turns and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+    if is_chat and turns[-1]["role"] == "user":  # type: ignore[index]
+        return row
+    raise DataError(f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.')
 
-    from llama_lab.generate import stream
 
-    torch.manual_seed(seed)
-    return stream(model, tokenizer, turns, settings)
+def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) -> tuple[str, str]:
+    if not base:
+        return talker.stream(turns), ""
+    print("Base model:")
+    other = talker.stream(beside, base=True)
+    print("With the adapter:")
+    return talker.stream(turns), other
 
 
-def _first_turns(config: RunConfig, system: str | None) -> list[dict[str, str]]:
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _first_turns(config: RunConfig, system: str | None) -> Messages:
     system = system or config.dataset.system_prompt
     return [{"role": "system", "content": system}] if system else []
 
@@ -125,3 +180,7 @@ def _read_line() -> str | None:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
+
+
+_LEAVE_THE_BASE = ("gaussian", "eva")
+"""Starts of an adapter that leave the weights below it as they were."""

@@ -109,14 +109,17 @@ def _summary(source: Source, loading: Loading, base: str) -> str:
 
 
 def _how_to_load(source: Source, loading: Loading, base: str) -> str:
-    kwargs = ""
-    extra = ""
+    kwargs = extra = quantised = ""
     quant = source.config.quant
     if loading.is_adapter and quant.is_4bit:
         extra = ", BitsAndBytesConfig"
-        kwargs = f', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{quant.type}")'
+        double = ", bnb_4bit_use_double_quant=True" * quant.double_quant
+        quantised = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{quant.type}"{double})'
+        kwargs = ", quantization_config=quantised"
     where = base if loading.is_adapter else loading.repository
     lines = [f'model = AutoModelForCausalLM.from_pretrained("{where}"{kwargs})']
+    if kwargs:
+        lines = [f"quantised = {quantised}", *lines]
     if loading.is_adapter:
         lines = [*lines, f'model = PeftModel.from_pretrained(model, "{loading.repository}")']
     imports = [f"from transformers import AutoModelForCausalLM, AutoTokenizer{extra}"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+EVALUATION_FILE = "evaluation.json"
 MERGE_FILE = "merge.json"
 """The numbers of a merge, in the merged folder."""
 
@@ -38,3 +39,17 @@ class MergeOptions:
     num_rows: int
     """Held-out rows that are compared."""
     force: bool
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions:
+    """What is measured beside held-out loss and the data set's own metrics."""
+
+    base: bool
+    """The base model, too."""
+    tasks: list[str]
+    """Of lm-eval: names, or files."""
+    limit: int | None
+    """Rows of each task; None takes all."""
+    chat_template: bool
+    """Ask the tasks through the chat template."""

@@ -42,7 +42,9 @@ class Source:
     peft: dict[str, Any]
     """adapter_config.json."""
     notes: list[str] = field(default_factory=list)
-    """What was assumed and a person should know."""
+    """What was assumed of the base and a person should know."""
+    assumes_rows: bool = False
+    """Whether nothing says which rows to measure on, and those that come with llama_lab are taken."""
 
     @property
     def lock(self) -> dict[str, Any]:
@@ -76,7 +78,10 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
         config = _assumed(adapter, peft, words, notes)
     check_model(config.model)
     check_fits(adapter, peft, config.model)
-    return Source(path=path, adapter=adapter, config=config, run_dir=run_dir, peft=peft, notes=notes)
+    assumes_rows = run_dir is None and not any(word.startswith(("dataset=", "dataset.")) for word in words)
+    return Source(
+        path=path, adapter=adapter, config=config, run_dir=run_dir, peft=peft, notes=notes, assumes_rows=assumes_rows
+    )
 
 
 def _locate(path: Path) -> tuple[Path, RunDir | None]:
@@ -166,8 +171,6 @@ def _assumed(adapter: Path, peft: dict[str, Any], words: list[str], notes: list[
         )
     if quant:
         notes.append("The folder does not say how its base was stored; not quantised is assumed. Else type quant=nf4")
-    if not any(key.split(".")[0] == "dataset" for key in keys):
-        notes.append("Measured on the rows that come with llama_lab. Your own: dataset=jsonl dataset.path=FILE")
     return config
 
 

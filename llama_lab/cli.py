@@ -242,6 +242,8 @@ VERBS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int]] = {
     "chat": _chat,
     "evaluate": take.evaluate,
     "merge": take.merge,
+    "export": take.export,
+    "serve": take.serve,
     "push": take.push,
     "repro": take.repro,
 }

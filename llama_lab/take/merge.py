@@ -70,6 +70,7 @@ def merge_into(folder: Path, source: Source, options: MergeOptions, tick: Ticker
     write_json(folder / MERGE_FILE, numbers)
     tokenizer.save_pretrained(folder)
     copy_files(source.adapter, folder, ("generation_config.json",))
+    copy_files(merger.base.folder, folder, ("tokenizer.model",))  # llama.cpp's converter reads Llama-2's pieces there
     (folder / "README.md").write_text(card(source, Loading(is_adapter=False), numbers), encoding="utf-8")
     return numbers
 

@@ -53,3 +53,20 @@ class EvaluateOptions:
     """Rows of each task; None takes all."""
     chat_template: bool
     """Ask the tasks through the chat template."""
+
+
+class GgufKind(StrEnum):
+    """How a GGUF stores its weights."""
+
+    f16 = "f16"
+    bf16 = "bf16"
+    f32 = "f32"
+    q8_0 = "q8_0"
+
+
+class Server(StrEnum):
+    """Programs of others that speak OpenAI's protocol."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+    llama_cpp = "llama-cpp"

@@ -25,6 +25,19 @@ def check_target(to: Path) -> None:
         raise RunError(f"--to {to}: {above} cannot be written into. Type another folder.")
 
 
+def check_new_file(file: Path, flag: str) -> None:
+    """Refuse a file that is there or cannot be made.
+
+    Raises:
+        RunError: says which.
+    """
+    if os.path.lexists(file):
+        raise RunError(f"{flag} {file} is there already and is not overwritten. Type another name.")
+    above = file.absolute().parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{flag} {file}: {above} is no folder that can be written into. Type another name.")
+
+
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
     """A folder to fill beside `to`, which it becomes when the block ends well; else nothing is left of it."""

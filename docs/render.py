@@ -14,6 +14,8 @@ MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
 HALVING = ROOT / "benchmarks" / "results" / "sweep_halving.json"
 OVERHEAD = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
+MERGE = ROOT / "benchmarks" / "results" / "merge.json"
+MERGE_ONTO = ROOT / "benchmarks" / "results" / "merge_onto.json"
 STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
 
 
@@ -122,7 +124,44 @@ def sweep_halving_table() -> str:
     return "\n".join([*lines, "", f"{source}: benchmarks/results/sweep_halving.json."])
 
 
+def merge_onto_table() -> str:
+    """What merging onto each kind of weights does to the answers."""
+    found = json.loads(MERGE_ONTO.read_text())
+    lines = [
+        "| onto | KL, nats a token | greedy agreement | largest logit difference | perplexity (adapter "
+        f"{found['perplexity_adapter']:.3f}) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for onto, row in found["tried"].items():
+        numbers = f"{row['greedy_agreement']:.1%} | {row['max_logit_diff']:.2f} | {row['perplexity']:.3f}"
+        lines.append(f"| {onto} | {row['kl']:.2g} | {numbers} |")
+    source = f"`{found['run']}`, merged in {found['dtype']}, {found['num_tokens']} tokens of {found['num_rows']} held-out rows"
+    source += f", computed in {found['computed_in']}"
+    return "\n".join(
+        [*lines, "", f"{source}: benchmarks/results/merge_onto.json, by `python -m benchmarks.merge --onto`."]
+    )
+
+
+def merge_memory_table() -> str:
+    """Peaks of merge on made-up weights."""
+    rows = json.loads(MERGE.read_text())["rows"]
+    lines = ["| shape | weights in bf16, GiB | one layer in fp32, GiB | peak memory, GiB |", "|---|---:|---:|---:|"]
+    for row in rows:
+        shape = f"{row['case']}, {row['num_layers']} layers"
+        numbers = f"{row['weights_bf16_gib']:.2f} | {row['layer_fp32_gib']:.2f} | {row['peak_memory_gib']:.2f}"
+        lines.append(f"| {shape} | {numbers} |")
+    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
+    source = (
+        f"Random weights of that shape with NF4 and rank 16, the process's highest resident memory, {rows[0]['card']}"
+    )
+    return "\n".join(
+        [*lines, "", f"{source}; {versions}: benchmarks/results/merge.json, by `python -m benchmarks.merge`."]
+    )
+
+
 BLOCKS = {
+    "merge_onto": merge_onto_table,
+    "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
     "speed_cpu": speed_cpu_table,
     "sweep_overhead": sweep_overhead_table,
@@ -131,7 +170,7 @@ BLOCKS = {
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = ("README.md", "docs/planning.md", "docs/searching.md")
+PAGES = ("README.md", "docs/taking_away.md", "docs/planning.md", "docs/searching.md")
 
 
 def rendered(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Verbs that answer: `generate` one request or a file of them, `chat` many turns; beside the base where it is asked for."""
+"""Verbs that answer: `generate` one request or a file of them, `chat` many turns; --base answers beside."""
 
 from __future__ import annotations
 
@@ -151,10 +151,16 @@ def _prompt_in(line: str, where: str) -> dict[str, Any]:
     if isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
         return row
     turns = row.get("messages") if isinstance(row, dict) else None
-    is_chat = isinstance(turns, list) and turns and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+    is_chat = (
+        isinstance(turns, list)
+        and turns
+        and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+    )
     if is_chat and turns[-1]["role"] == "user":  # type: ignore[index]
         return row
-    raise DataError(f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.')
+    raise DataError(
+        f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.'
+    )
 
 
 def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) -> tuple[str, str]:

@@ -1,1 +1,1 @@
-"""What is done with a trained adapter: answers, measurements, merged weights, other formats, the hub, and the run again."""
+"""What is done with a trained adapter: answers, measurements, merges, other formats, the hub, the run again."""

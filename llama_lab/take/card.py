@@ -146,15 +146,17 @@ def _results(source: Source) -> str:
 
 def _merge(merged: dict[str, Any]) -> str:
     lines = [
-        f"Merged onto the {merged['onto']} weights, stored in {merged['dtype']}, and compared with the adapter on the base "
-        f"that it was trained on, over {merged['num_tokens']:,} tokens of {merged['num_rows']} held-out rows:\n",
+        f"Merged onto the {merged['onto']} weights, stored in {merged['dtype']}, and compared with the adapter on the "
+        f"base that it was trained on, over {merged['num_tokens']:,} tokens of {merged['num_rows']} held-out rows:\n",
         "| | |",
         "|---|---:|",
         *(f"| {name} | {value} |" for name, value in fidelity_rows(merged)),
         "",
     ]
     if not merged["is_faithful"]:
-        lines += [f"**Not faithful**: the divergence is above {merged['max_kl']:g}; it was written because of --force.\n"]
+        lines += [
+            f"**Not faithful**: the divergence is above {merged['max_kl']:g}; it was written because of --force.\n"
+        ]
     return "\n".join(["## Merge\n", *lines])
 
 

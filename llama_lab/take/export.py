@@ -121,4 +121,6 @@ def _compare(file: Path, model: Path, tokenizer: Any, kind: GgufKind) -> str:
         wanted = [token for token in out[0, len(ids) :].tolist() if token != tokenizer.eos_token_id]
         same += sum(a == b for a, b in zip(wanted, answer, strict=False))
         total += max(len(wanted), len(answer))
-    return f"llama.cpp answers {len(prompts)} prompts with {same} of {total} greedy tokens as transformers does ({kind})."
+    return (
+        f"llama.cpp answers {len(prompts)} prompts with {same} of {total} greedy tokens as transformers does ({kind})."
+    )

@@ -48,7 +48,7 @@ class Prompts:
     """Held-out rows in batches, and one stream of hidden states through the layers of each model."""
 
     batches: list[dict[str, Tensor]]
-    """input_ids, attention_mask and targets, each (B, T); targets are the next tokens, IGNORED where none is learned."""
+    """input_ids, attention_mask and targets, each (B, T); targets: the next tokens, IGNORED if not learned."""
     num_rows: int = 0
     hidden: dict[str, list[Tensor]] = field(default_factory=dict)
     """By the name of a model: for each batch (B, T, D), behind the last layer that was run."""

@@ -39,7 +39,7 @@ print(json.dumps(answers))
 
 
 def tools_folder() -> Path:
-    """Where the converter, and llama-cpp-python, may be put apart from the environment: $LLAMA_LAB_TOOLS, or the cache."""
+    """Where converter and llama-cpp-python may lie apart from the environment: $LLAMA_LAB_TOOLS, or in the cache."""
     own = os.environ.get("LLAMA_LAB_TOOLS")
     return Path(own).expanduser() if own else cache_dir() / "tools"
 
@@ -48,7 +48,7 @@ def check_converter() -> None:
     """Refuse an export that no converter is there for, before anything is loaded.
 
     Raises:
-        ConfigError: says how it is installed apart: it brings a `gguf` of its own, which is not that of the environment.
+        ConfigError: says how it is installed apart, since it brings a `gguf` that is not the environment's.
     """
     if not (tools_folder() / f"{CONVERTER}.py").is_file() and find_spec(CONVERTER) is None:
         folder = str(tools_folder()).replace(str(Path.home()), "~", 1)
@@ -82,14 +82,17 @@ def check_file(file: Path, model: Path, eos: int) -> int:
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.m")}
+
+    def field(name: str) -> Any:
+        return reader.fields[name].contents() if name in reader.fields else None
+
     wanted = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
     config = json.loads((model / "config.json").read_text())
     checks = {
         "tensors": (len(wanted), len([t for t in reader.tensors if not t.name.startswith("rope_freqs")])),
-        "layers": (config["num_hidden_layers"], fields.get("llama.block_count")),
-        "EOS": (eos, fields.get("tokenizer.ggml.eos_token_id")),
-        "a chat template": (True, bool(fields.get("tokenizer.chat_template"))),
+        "layers": (config["num_hidden_layers"], field("llama.block_count")),
+        "EOS": (eos, field("tokenizer.ggml.eos_token_id")),
+        "a chat template": (True, bool(field("tokenizer.chat_template"))),
     }
     for what, (then, now) in checks.items():
         if then != now:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_lab.choices import Engine
 from llama_lab.config import RunConfig
@@ -34,8 +34,8 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     from llama_lab.model import base_shape, load_tokenizer
 
     if (source.adapter / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(source.adapter)
-        if not tokenizer.chat_template or source.run_dir is None and source.config.model.chat_template:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.adapter)
+        if not tokenizer.chat_template or (source.run_dir is None and source.config.model.chat_template):
             tokenizer.chat_template = load_tokenizer(source.config.model).chat_template
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # generation only pads on the left
@@ -48,7 +48,7 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
             f"for {rows}: tokens were added before training. Type model.name= with the base that was resized to "
             f"{len(tokenizer)} rows."
         )
-    return tokenizer
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def load_on(base: PreTrainedModel, source: Source) -> PeftModel:

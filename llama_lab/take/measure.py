@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_lab.choices import DataFormat
+from llama_lab.compare.diff import FILE_WIDTH
 from llama_lab.data.splits import build_splits
 from llama_lab.evaluate import score
 from llama_lab.model import load_base, set_special_tokens
@@ -65,14 +66,15 @@ def evaluate(sources: list[Source], options: EvaluateOptions) -> int:
             found.append(_measure(source, options, tick))
             write_json(folder_of(source) / EVALUATION_FILE, found[-1].as_json())
             _to_wandb(found[-1])
-    Console().print(_table(found))
+    console = Console()
+    (console if console.is_terminal else Console(width=FILE_WIDTH)).print(_table(found))
     for one in found:
         print(f"Written: {folder_of(one.source) / EVALUATION_FILE}")
     return 0
 
 
 def folder_of(source: Source) -> Path:
-    """Where the evaluation of a source lies: in the run's folder; beside the weights of a checkpoint or a plain adapter."""
+    """Where the evaluation of a source lies: in the run's folder, or beside the weights of another adapter."""
     is_of_run = source.run_dir is not None and source.adapter == source.run_dir.adapter
     return source.run_dir.path if source.run_dir and is_of_run else source.adapter
 
@@ -131,21 +133,16 @@ def _table(found: list[Evaluation]) -> Table:
     names = list(dict.fromkeys(name for one in found for name in one.numbers))
     table = Table(title="Held-out rows and tasks", title_justify="left")
     table.add_column("", overflow="fold")
-    for one in found:
-        table.add_column(str(one.source.path), justify="right", overflow="fold")
-        if one.base:
-            table.add_column("base", justify="right")
-            table.add_column("difference", justify="right")
     for name in names:
-        cells = []
-        for one in found:
-            cells.append(_number(one.numbers.get(name)))
-            if one.base:
-                base = one.base.get(name)
-                cells += [_number(base), "-" if base is None else f"{one.numbers[name] - base:+.4g}"]
-        table.add_row(name, *cells)
+        table.add_column(name, justify="right")
+    for one in found:
+        table.add_row(str(one.source.path), *(_number(one.numbers.get(name)) for name in names))
+        if one.base:
+            gained = {name: one.numbers[name] - value for name, value in one.base.items()}
+            table.add_row("  base", *(_number(one.base.get(name)) for name in names))
+            table.add_row("  difference", *(_number(gained.get(name), "+.4g") for name in names), end_section=True)
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: float | None, form: str = ".4g") -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -31,6 +31,7 @@ from llama_lab.take.weights import (
     BaseFiles,
     as_settings,
     groups,
+    shifted,
     small_adapter,
     small_model,
 )
@@ -71,7 +72,7 @@ class Merger:
         for layers in self.groups:
             self.tick(f"comparing layers {layers.start + 1} to {layers.stop} of {self.base.num_layers}")
             is_last = layers.stop == self.base.num_layers
-            with small_model(self.base, layers, self.parts.full) as folder, small_adapter(self.parts, layers) as adapter:
+            with self._small(layers) as (folder, adapter):
                 self.prompts.run(REFERENCE, self._adapted(folder, adapter), is_last=is_last)
                 for onto in candidates:
                     model = _with_weights_in(self._rounded(self._merged(folder, adapter, onto)), self.computes_in)
@@ -121,10 +122,10 @@ class Merger:
 
     def _shards(self, onto: Onto) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for layers in self.groups:
-            with small_model(self.base, layers, self.parts.full) as folder, small_adapter(self.parts, layers) as adapter:
+            with self._small(layers) as (folder, adapter):
                 model = self._rounded(self._merged(folder, adapter, onto))
                 tensors = {
-                    LAYER.sub(lambda m, start=layers.start: f"model.layers.{int(m[1]) + start}.", name): tensor
+                    shifted(name, layers.start): tensor
                     for name, tensor in model.state_dict().items()
                     if LAYER.match(name)
                 }
@@ -132,6 +133,11 @@ class Merger:
                 del model, tensors
         names = [EMBEDDING, NORM] + [HEAD] * (not self.config()["tie_word_embeddings"])
         yield "embedding and head", {name: self.tensor(name).to(TORCH_DTYPES[self.dtype]).clone() for name in names}
+
+    @contextmanager
+    def _small(self, layers: range) -> Iterator[tuple[Path, Path | None]]:
+        with small_model(self.base, layers, self.parts.full) as base, small_adapter(self.parts, layers) as adapter:
+            yield base, adapter
 
     def _adapted(self, folder: Path, adapter: Path | None) -> Any:
         base = self._load(folder, self.source.config.quant)

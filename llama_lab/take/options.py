@@ -16,7 +16,7 @@ class Onto(StrEnum):
     dequantised = "dequantised"
     """The numbers that the quantised weights stand for: what the adapter was trained on."""
     quantised = "quantised"
-    """The quantised weights themselves, which are quantised again afterwards: what many do, and what loses the training."""
+    """The quantised weights themselves, quantised again afterwards: what many do, and what loses the training."""
 
 
 class OutDtype(StrEnum):

@@ -22,9 +22,7 @@ def score_preferences(model: Any, tokenizer: Any, valid: Split, batch_size: int)
     rows = [dict(example) for example in valid.examples]
     rewards = {}
     for name in ("chosen", "rejected"):
-        encoded = [
-            encode({"messages": [*row["prompt"], *row[name]]}, tokenizer, LossOn.completion) for row in rows
-        ]
+        encoded = [encode({"messages": [*row["prompt"], *row[name]]}, tokenizer, LossOn.completion) for row in rows]
         trained = log_probabilities(model, tokenizer, encoded, batch_size)
         with model.disable_adapter():
             rewards[name] = trained - log_probabilities(model, tokenizer, encoded, batch_size)

@@ -21,8 +21,12 @@ from llama_lab.take.secrets import secrets_in
 from llama_lab.take.source import CONFIG_FILE, open_source
 
 ADAPTER_FILES = (CONFIG_FILE, "adapter_model.safetensors", "generation_config.json")
-TOKENIZER_FILES = re.compile(r"(tokenizer.*|chat_template\.jinja|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)")
-MERGED_FILES = re.compile(r"(model.*\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json)")
+TOKENIZER_FILES = re.compile(
+    r"(tokenizer.*|chat_template\.jinja|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt)"
+)
+MERGED_FILES = re.compile(
+    r"(model.*\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json)"
+)
 """Only what loading needs is sent: no optimizer, no run.json (it holds uncommitted code), no log."""
 
 

@@ -16,14 +16,20 @@ from typing import Any
 from llama_lab import __version__
 from llama_lab.choices import ModelSource, Resume, Tracker
 from llama_lab.config import RunConfig
-
 from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
 
 MEASURED = ("runtime_s", "tokens_per_s", "peak_memory_gib")
 """Ends of the names of numbers that differ from run to run."""
-OTHER_BITS = ("versions.", "hardware.cpu", "hardware.torch_threads", "hardware.gpus", "hardware.cuda", "hardware.platform")
+OTHER_BITS = (
+    "versions.",
+    "hardware.cpu",
+    "hardware.torch_threads",
+    "hardware.gpus",
+    "hardware.cuda",
+    "hardware.platform",
+)
 """What may change the last bits of a number though code and data are the same."""
 Difference = tuple[str, Any, Any]
 
@@ -53,7 +59,9 @@ def repro(path: Path, options: ReproOptions) -> int:
         print((lock.get("code") or {}).get("diff") or "", end="")
         return 0
     config = _pinned(config_of(lock), lock)
-    to = options.to or run_dir.path.absolute().with_name(f"{run_dir.path.absolute().name}-again-{time.strftime('%H-%M-%S')}")
+    to = options.to or run_dir.path.absolute().with_name(
+        f"{run_dir.path.absolute().name}-again-{time.strftime('%H-%M-%S')}"
+    )
     check_run_folder(to, Resume.never, "--to")
     _threads_of(lock)
     prepare(config)
@@ -136,7 +144,9 @@ def _show_differences(found: list[Difference], lock: dict[str, Any]) -> None:
         print(f"The code of the run: git checkout {code['commit']}{patch}")
     versions = lock.get("versions", {})
     others = [n.partition(".")[2] for n, _, _ in found if n.startswith("versions.")]
-    wanted = [f"{name}=={versions[name]}" for name in others if name in versions and name not in ("python", "llama_lab")]
+    wanted = [
+        f"{name}=={versions[name]}" for name in others if name in versions and name not in ("python", "llama_lab")
+    ]
     if wanted:
         print(f"Its packages: python -m pip install {shlex.join(wanted)}")
 
@@ -230,5 +240,3 @@ def _python() -> str:
     import platform
 
     return platform.python_version()
-
-

@@ -19,7 +19,10 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 NEEDS = {
     Server.transformers: (("fastapi", "uvicorn", "openai"), "transformers[serving]"),
     Server.vllm: (("vllm",), "vllm"),
-    Server.llama_cpp: (("llama_cpp", "sse_starlette", "starlette_context", "pydantic_settings"), "llama-cpp-python[server]"),
+    Server.llama_cpp: (
+        ("llama_cpp", "sse_starlette", "starlette_context", "pydantic_settings"),
+        "llama-cpp-python[server]",
+    ),
 }
 """Modules that a server needs, and the pip package that brings them."""
 HOST = "127.0.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from llama_lab.take.fits import check_fits
 
 CONFIG_FILE = "adapter_config.json"
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
-"""What words may change of a finished run: none of them changes what was learned, only where it is found and measured."""
+"""What words may change of a finished run: where things are found and how they are measured, not what was learned."""
+ROWS = ("dataset=", "dataset.name=", "dataset.path=", "dataset.package=")
+"""How words that name rows begin."""
 
 
 @dataclass(kw_only=True)
@@ -78,7 +81,7 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
         config = _assumed(adapter, peft, words, notes)
     check_model(config.model)
     check_fits(adapter, peft, config.model)
-    assumes_rows = run_dir is None and not any(word.startswith(("dataset=", "dataset.")) for word in words)
+    assumes_rows = run_dir is None and not any(word.startswith(ROWS) for word in words)
     return Source(
         path=path, adapter=adapter, config=config, run_dir=run_dir, peft=peft, notes=notes, assumes_rows=assumes_rows
     )
@@ -115,9 +118,10 @@ def _read_config(adapter: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "peft_type" not in content:
         raise ModelError(f"{file} is no configuration of a PEFT adapter: it names no peft_type. Save it again.")
     if not (adapter / "adapter_model.safetensors").is_file():
-        pickled = " Its weights are a pickle (adapter_model.bin), which is not read." * (
-            adapter / "adapter_model.bin"
-        ).is_file()
+        pickled = (
+            " Its weights are a pickle (adapter_model.bin), which is not read."
+            * (adapter / "adapter_model.bin").is_file()
+        )
         raise ModelError(f"{adapter} has no adapter_model.safetensors.{pickled} Save it with save_pretrained.")
     return content
 
@@ -180,5 +184,5 @@ def _embedded_choice(base: str) -> str | None:
         return None
     key = Path(base).name.rpartition("-")[0]
     file = CONF_DIR / "model" / f"{key}.yaml"
-    is_embedded = bool(key) and file.is_file() and "source: hub" not in file.read_text() and "source:" in file.read_text()
-    return key if is_embedded else None
+    text = file.read_text(encoding="utf-8") if key and file.is_file() else ""
+    return key if re.search(r"^source: (package|random)", text, flags=re.M) else None

@@ -17,9 +17,8 @@ def check_target(to: Path) -> None:
     Raises:
         RunError: says which.
     """
-    if os.path.lexists(to):
-        if not to.is_dir() or any(to.iterdir()):
-            raise RunError(f"--to {to} is there already and is not overwritten. Type another folder.")
+    if os.path.lexists(to) and (not to.is_dir() or any(to.iterdir())):
+        raise RunError(f"--to {to} is there already and is not overwritten. Type another folder.")
     above = next(p for p in to.absolute().parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise RunError(f"--to {to}: {above} cannot be written into. Type another folder.")

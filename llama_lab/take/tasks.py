@@ -26,7 +26,8 @@ def check_tasks(tasks: list[str]) -> None:
         return
     if find_spec("lm_eval") is None:
         raise ConfigError(
-            "--tasks needs the pip package lm-eval, which is not installed. Type: python -m pip install 'lm-eval>=0.4.13'"
+            "--tasks needs the pip package lm-eval, which is not installed. "
+            "Type: python -m pip install 'lm-eval>=0.4.13'"
         )
     for task in tasks:
         if Path(task).suffix in SUFFIXES:

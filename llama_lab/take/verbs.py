@@ -22,8 +22,9 @@ RUN = "outputs/2026-01-31/12-00-00"
 def merge(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """The verb `merge`."""
     parser.description = (
-        "Put the adapter into the weights. The merged model is compared with the adapter on the base that it was trained "
-        "on, over held-out rows; the base that keeps the answers is chosen, and a merge that changes them is refused."
+        "Put the adapter into the weights. The merged model is compared with the adapter on the base that it was "
+        "trained on, over held-out rows; the base that keeps the answers is chosen, and a merge that changes them is "
+        "refused."
     )
     parser.epilog = f"{EXAMPLE} merge {RUN} --to my_model"
     source_arguments(parser)
@@ -73,8 +74,8 @@ def evaluate(parser: argparse.ArgumentParser, words: list[str]) -> int:
 def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """The verb `export`."""
     parser.description = (
-        "Merge, verified as by the verb merge, and write a GGUF with an Ollama Modelfile; or print the command that serves "
-        "the adapter with vLLM."
+        "Merge, verified as by the verb merge, and write a GGUF with an Ollama Modelfile; or print the command that "
+        "serves the adapter with vLLM."
     )
     parser.epilog = f"{EXAMPLE} export {RUN} --gguf my.gguf\n  python -m llama_lab export {RUN} --vllm"
     source_arguments(parser)
@@ -110,13 +111,17 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
 def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """The verb `serve`."""
     parser.description = (
-        "Serve a run, a merged folder or a GGUF on this machine's loopback address with OpenAI's protocol, by a server of "
-        "transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
+        "Serve a run, a merged folder or a GGUF on this machine's loopback address with OpenAI's protocol, by a server "
+        "of transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
     )
     parser.epilog = f"{EXAMPLE} serve {RUN}\n  python -m llama_lab serve my.gguf --port 8080"
     source_arguments(parser)
     parser.add_argument(
-        "--with", dest="server", type=Server, choices=list(Server), help="default: llama-cpp for a GGUF, else transformers"
+        "--with",
+        dest="server",
+        type=Server,
+        choices=list(Server),
+        help="default: llama-cpp for a GGUF",
     )
     parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
     parser.add_argument("--dry-run", action="store_true", help="only print the command")
@@ -134,7 +139,7 @@ def push(parser: argparse.ArgumentParser, words: list[str]) -> int:
     )
     parser.epilog = f"{EXAMPLE} push {RUN} --repo me/llama-2-7b-guanaco"
     source_arguments(parser)
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository; made where it is not there")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made where it is not there")
     parser.add_argument("--send", action="store_true", help="send it (default: only show it)")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     args = parser.parse_intermixed_args(words)
@@ -146,9 +151,9 @@ def push(parser: argparse.ArgumentParser, words: list[str]) -> int:
 def repro(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """The verb `repro`."""
     parser.description = (
-        "Do a run again from its run.json. Says what is not as it was (code, packages, data, hardware), runs it into a new "
-        "folder, and compares curve, result and adapter: bit by bit where all is as it was, else within a tolerance. "
-        "Exit code: 0 equal, 1 not."
+        "Do a run again from its run.json. Says what is not as it was (code, packages, data, hardware), runs it into a "
+        "new folder, and compares curve, result and adapter: bit by bit where all is as it was, else within a "
+        "tolerance. Exit code: 0 equal, 1 not."
     )
     parser.epilog = f"{EXAMPLE} repro {RUN}"
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, or its run.json")
@@ -196,22 +201,25 @@ def opened(run: str | Path, settings: list[str], *, measures: bool = False) -> S
 def merge_arguments(parser: argparse.ArgumentParser, *, with_dtype: bool = True) -> None:
     """What decides about a merge."""
     if with_dtype:
-        parser.add_argument("--dtype", type=OutDtype, choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16")
-    else:
-        parser.set_defaults(dtype=OutDtype.bf16)
-    parser.add_argument("--onto", type=Onto, choices=list(Onto), help="the weights to add to (default: the more faithful)")
+        parser.add_argument(
+            "--dtype", type=OutDtype, choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16"
+        )
+    parser.set_defaults(dtype=OutDtype.bf16)
+    parser.add_argument("--onto", type=Onto, choices=list(Onto), help="weights to add to (default: the more faithful)")
     parser.add_argument(
-        "--max-kl", type=positive, default=0.01, metavar="NATS", help="refuse a merge that is further off (default: 0.01)"
+        "--max-kl",
+        type=positive,
+        default=0.01,
+        metavar="NATS",
+        help="refuse a merge further off (default: 0.01)",
     )
     parser.add_argument("--rows", type=at_least_one, default=32, help="held-out rows to compare (default: 32)")
-    parser.add_argument("--force", action="store_true", help="write a merge that is not faithful, and say so in its card")
+    parser.add_argument("--force", action="store_true", help="write an unfaithful merge, and say so in its card")
 
 
 def merge_options(args: argparse.Namespace) -> MergeOptions:
     """The words as options."""
-    return MergeOptions(
-        dtype=args.dtype, onto=args.onto, max_kl=args.max_kl, num_rows=args.rows, force=args.force
-    )
+    return MergeOptions(dtype=args.dtype, onto=args.onto, max_kl=args.max_kl, num_rows=args.rows, force=args.force)
 
 
 def positive(word: str) -> float:
@@ -238,4 +246,3 @@ def at_least_one(word: str) -> int:
     if not (word.isdecimal() and int(word)):
         raise argparse.ArgumentTypeError(f"{word} is no whole number from 1")
     return int(word)
-

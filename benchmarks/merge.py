@@ -1,7 +1,7 @@
-"""Peak memory of `merge` on made-up weights of real shapes, and what merging onto other weights does; no GPU, no hub.
+"""Peak memory of `merge` on made-up weights of real shapes, and what merging onto other weights does.
 
 python -m benchmarks.merge llama2_7b --write          # highest resident memory
-python -m benchmarks.merge --onto --write             # 40 steps of the embedded default, merged onto each kind of weights
+python -m benchmarks.merge --onto --write             # the embedded default, merged onto each kind of weights
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _tensors(sizes: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     """Measure the named shapes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], default=["llama2_7b"])
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"default: llama2_7b; of {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, help="fewer layers: the peak is that of a layer")
     parser.add_argument("--onto", action="store_true", help="compare the kinds of weights instead")
     parser.add_argument("--write", action="store_true", help=f"into {RESULTS.parent.name}/")
@@ -147,7 +147,7 @@ def main() -> None:
             (RESULTS.parent / "merge_onto.json").write_text(json.dumps(found, indent=2) + "\n")
         return
     rows = []
-    for name in args.shapes:
+    for name in args.shapes or ["llama2_7b"]:
         shape = SHAPES[name] | ({"num_hidden_layers": args.layers} if args.layers else {})
         rows.append(measure(name, shape))
         print(json.dumps(rows[-1]), flush=True)

@@ -135,8 +135,8 @@ def merge_onto_table() -> str:
     for onto, row in found["tried"].items():
         numbers = f"{row['greedy_agreement']:.1%} | {row['max_logit_diff']:.2f} | {row['perplexity']:.3f}"
         lines.append(f"| {onto} | {row['kl']:.2g} | {numbers} |")
-    source = f"`{found['run']}`, merged in {found['dtype']}, {found['num_tokens']} tokens of {found['num_rows']} held-out rows"
-    source += f", computed in {found['computed_in']}"
+    source = f"`{found['run']}`, merged in {found['dtype']}, {found['num_tokens']} tokens of "
+    source += f"{found['num_rows']} held-out rows, computed in {found['computed_in']}"
     return "\n".join(
         [*lines, "", f"{source}: benchmarks/results/merge_onto.json, by `python -m benchmarks.merge --onto`."]
     )

@@ -70,10 +70,13 @@ class Prompts:
         inner = getattr(model, "get_base_model", lambda: model)().model
         if not is_last:
             inner.norm = torch.nn.Identity()
-        self.hidden[name] = [
-            inner(inputs_embeds=h, attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
-            for h, batch in zip(self.hidden[name], self.batches, strict=True)
-        ]
+        device = model.device
+        behind = []
+        for h, batch in zip(self.hidden[name], self.batches, strict=True):
+            mask = batch["attention_mask"].to(device)
+            out = inner(inputs_embeds=h.to(device), attention_mask=mask, use_cache=False)
+            behind.append(out.last_hidden_state.cpu())
+        self.hidden[name] = behind
 
 
 def held_out_prompts(valid: Split, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Prompts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_lab.choices import Engine
 from llama_lab.config import RunConfig
 from llama_lab.errors import ModelError
 from llama_lab.process import prepare, quiet_libraries
@@ -59,7 +58,7 @@ def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
     """
     from peft import PeftModel
 
-    from llama_lab.engine.choose import engine_of
+    from llama_lab.engine.choose import choose
     from llama_lab.engine.install import speed_up
 
     try:
@@ -67,7 +66,7 @@ def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{source.adapter} does not load on {source.config.model.name}: {reason}") from error
-    if engine_of(source.config.trainer) is Engine.fast:
+    if choose(source.config).speeds_up_model:
         speed_up(model)
     return model.eval()
 

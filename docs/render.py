@@ -7,10 +7,12 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
 MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
+SPEED = ROOT / "benchmarks" / "results" / "speed.json"
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
 HALVING = ROOT / "benchmarks" / "results" / "sweep_halving.json"
 OVERHEAD = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
@@ -88,6 +90,48 @@ def speed_cpu_table() -> str:
     )
 
 
+def speed_table() -> str:
+    """Our runs on a GPU beside the peers', and beside what was aimed at."""
+    rows = json.loads(SPEED.read_text())["rows"]
+    by_case = {(row["system"], row["case"]): row for row in rows}
+    lines = ["| tokens a step | trainer.memory | tokens/s | ms a step | peak GiB | aimed at | TRL | Unsloth |"]
+    lines.append("|---:|---|---:|---:|---:|---|---:|---:|")
+    for row in (row for row in rows if row["system"] == "llama_lab" and row["case"] in SPEED_TARGETS):
+        level = next(word.split("=")[1] for word in row["settings"] if word.startswith("trainer.memory"))
+        kind = ", q and v, r=8" if "q and v" in row["case"] else ""
+        peers = [_peer(row, by_case.get((name, row["case"]))) for name in ("trl", "unsloth")]
+        lines.append(
+            f"| {row['tokens_per_step']:,.0f} | `{level}`{kind} | {row['tokens_per_s']:,.0f} | {row['step_ms']:.0f} | "
+            f"{row['peak_memory_gib']:.1f} | {SPEED_TARGETS[row['case']]} | {' | '.join(peers)} |"
+        )
+    versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
+    unsloth = next(row["versions"]["unsloth"] for row in rows if row["system"] == "unsloth")
+    source = (
+        f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}, at commit {rows[0]['commit']}; {versions}; Unsloth"
+    )
+    return "\n".join([*lines, "", f"{source} {unsloth}: benchmarks/results/speed.json, by `benchmarks/speed_gpu.py`."])
+
+
+SPEED_TARGETS = {
+    "256": "8,000 tokens/s",
+    "1024": "15,000 tokens/s",
+    "2048": "17,000 tokens/s",
+    "8192": "17,000 tokens/s",
+    "1024, lean": "9,500 tokens/s, 5.0 GiB",
+    "2048, lean": "10,500 tokens/s, 5.8 GiB",
+    "8192, lean": "11,000 tokens/s, 9 GiB",
+    "1024, lean, q and v": "4.5 GiB",
+}
+"""What each case was to reach."""
+
+
+def _peer(ours: dict[str, Any], peer: dict[str, Any] | None) -> str:
+    """The peer's speed, and ours in times of it."""
+    if peer is None:
+        return "not measured" if "lean" not in ours["case"] else "-"
+    return f"{peer['tokens_per_s']:,.0f} ({ours['tokens_per_s'] / peer['tokens_per_s']:.1f}x)"
+
+
 def sweep_overhead_table() -> str:
     """What a trial costs beside its training."""
     rows = json.loads(OVERHEAD.read_text())["rows"]
@@ -163,6 +207,7 @@ BLOCKS = {
     "merge_onto": merge_onto_table,
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
+    "speed": speed_table,
     "speed_cpu": speed_cpu_table,
     "sweep_overhead": sweep_overhead_table,
     "default_run": default_run_table,
@@ -170,7 +215,7 @@ BLOCKS = {
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = ("README.md", "docs/taking_away.md", "docs/planning.md", "docs/searching.md")
+PAGES = ("README.md", "docs/taking_away.md", "docs/planning.md", "docs/searching.md", "docs/speed.md")
 
 
 def rendered(text: str) -> str:

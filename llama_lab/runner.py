@@ -189,6 +189,7 @@ def _fit(loaded: _Loaded) -> FitResult:
         checkpoints=run_dir.checkpoints,
         engine=loaded.engine,
         memory=_memory_level(loaded),
+        note=loaded.display.note,
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
         pad_to_multiple_of=config.dataset.pad_to_multiple_of,
         runtime_before_s=runtimes[-1] if runtimes else 0.0,

@@ -20,8 +20,8 @@ from llama_lab.results import FitResult
 
 PARTIAL = ".partial"
 """The folder in which a checkpoint is written before it gets its name."""
-FLAT_STATE = "flat_state.pt"
-"""The file by which a checkpoint of engine/loop.py is known: optimizer states of the flat adapter."""
+FLAT_STATE = "moments.npy"
+"""The file by which a checkpoint of engine/loop.py is known: AdamW's two moments of the flat adapter."""
 
 
 @dataclass(kw_only=True)
@@ -41,6 +41,8 @@ class FitSettings:
     pad_to_multiple_of: int | None = None
     runtime_before_s: float = 0.0
     """Seconds of training before the checkpoint that is resumed from."""
+    note: Callable[[str], None] = print
+    """Tells the user one line."""
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +30,13 @@ class Writer:
     def __init__(self, model: Any, adapter: Adapter, optimizer: FlatAdamW, recorder: Recorder) -> None:
         self.model, self.adapter, self.optimizer, self.recorder = model, adapter, optimizer, recorder
         self.on_gpu = adapter.master_KS.is_cuda
-        self.host: Tensor | None = None
+        # taken at once: to take memory that a GPU copies to is slow, and would hold up the first checkpoint
+        shape, kind = (3, *adapter.master_KS.shape), adapter.master_KS.dtype
+        wanted = bool(recorder.settings.trainer.save_steps)
+        self.host = torch.empty(shape, dtype=kind, pin_memory=self.on_gpu) if wanted else None
         self.writing: _Writing | None = None
 
-    def save(self, step: int, num_tokens: int) -> None:
+    def save(self, step: int) -> None:
         """Begin to write the state of now."""
         self.wait()
         copied = self._copy()
@@ -42,7 +46,7 @@ class Writer:
             try:
                 if copied is not None:
                     copied.synchronize()
-                self._write(step, num_tokens)
+                self._write(step)
                 self.recorder.complete(step)
             except BaseException as error:
                 errors.append(error)
@@ -69,8 +73,7 @@ class Writer:
     def _copy(self) -> Any:
         """Masters and optimizer states onto the host; an event to wait for where that takes its time."""
         states = (self.adapter.master_KS, self.optimizer.m_KS, self.optimizer.v_KS)
-        if self.host is None:
-            self.host = torch.empty(len(states), *states[0].shape, dtype=states[0].dtype, pin_memory=self.on_gpu)
+        assert self.host is not None
         for to, state in zip(self.host, states, strict=True):
             to.copy_(state, non_blocking=self.on_gpu)
         if not self.on_gpu:
@@ -79,13 +82,12 @@ class Writer:
         event.record()
         return event
 
-    def _write(self, step: int, num_tokens: int) -> None:
+    def _write(self, step: int) -> None:
         assert self.host is not None
         folder = self.recorder.settings.checkpoints / PARTIAL / f"checkpoint-{step}"
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(str(folder), state_dict=self._named(self.host[0]), save_embedding_layers=False)
-        state = {"step": step, "num_tokens": num_tokens, "m": self.host[1], "v": self.host[2]}
-        torch.save(state, folder / FLAT_STATE)
+        np.save(folder / FLAT_STATE, self.host[1:].numpy())  # numpy lets the loop go on while it writes
 
     def _named(self, master_KS: Tensor) -> dict[str, Tensor]:
         """The parameters by PEFT's names, out of a copy of the flat masters."""
@@ -104,7 +106,7 @@ def load(checkpoint: Path, model: Any, adapter: Adapter, optimizer: FlatAdamW) -
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-    state = torch.load(checkpoint / FLAT_STATE, weights_only=True)
-    optimizer.m_KS.copy_(state["m"])
-    optimizer.v_KS.copy_(state["v"])
+    m, v = torch.from_numpy(np.load(checkpoint / FLAT_STATE))
+    optimizer.m_KS.copy_(m)
+    optimizer.v_KS.copy_(v)
     adapter.refresh()

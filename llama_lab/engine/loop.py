@@ -94,6 +94,8 @@ class _Loop:
         self.replay = Replay(self.network, longest=self.collate.longest, record=paid)
         self.writer = checkpoint.Writer(model, self.network.adapter, self.optimizer, recorder)
         self.total_KS = self._total()
+        if self.pin:
+            settings.note(self._said(paid))
 
     def run(self) -> None:
         """All steps that are left."""
@@ -112,7 +114,7 @@ class _Loop:
                 self._measure(step)
             recorder.listener.stepped(step)
             if t.save_steps and (step % t.save_steps == 0 or step == self.num_steps):
-                self.writer.save(step, recorder.num_tokens)
+                self.writer.save(step)
             self.writer.poll()
         self.writer.wait()
         if self.pin:
@@ -145,7 +147,7 @@ class _Loop:
             lengths: tokens of the rows in each line of the data set.
         """
         batches = [batch for window in self.windows for batch in window]
-        totals = [sum(sum(lengths[i]) for i in batch) for batch in batches]
+        self.totals = totals = [sum(sum(lengths[i]) for i in batch) for batch in batches]
         sizes = chosen_sizes(totals) if record else []
         longest = max(map(max, lengths))
         most_padding = max((next_size(sizes, total) - total for total in totals), default=0) if record else 0
@@ -155,6 +157,14 @@ class _Loop:
             longest=longest,
             sizes=partial(next_size, sizes) if record else as_it_is,
         )
+
+    def _said(self, paid: bool) -> str:
+        """What is done before the first step, and why."""
+        steps = self.num_steps - self.recorder.start_step
+        if not paid:
+            return f"Not compiled: {steps} steps are over before that pays (from {SHORT_RUN + 1} steps on it does)."
+        sizes = sorted({self.collate.sizes(total) for total in self.totals})
+        return f"Compiled, and recorded for micro-batches of {', '.join(map(str, sizes))} tokens, at their first use."
 
     def _order(self, epoch: int, size: int) -> list[list[list[int]]]:
         """The rows of each micro-batch of each step of an epoch, as TRL's trainer draws them."""

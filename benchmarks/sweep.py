@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ TARGET_MS = 150
 """Issue 4: what our study may add to a job of Hydra's."""
 FEW, MANY = 4, 24
 SYSTEMS = ("optuna_memory", "optuna_journal", "hydra_grid", "study")
-PRUNERS = ("none", "successive_halving")
+PRUNERS = {"none": ["trainer.eval_steps=2"], "successive_halving": []}
+"""The pruners of `halving`, each with words of its own: whole trials are measured often, for benchmarks/rungs.py."""
+SEARCHED = ("lora.r", "lora.alpha", "lora.dropout", "trainer.learning_rate", "quant")
+TRIALS = {"none": 16, "successive_halving": 24}
+"""Trials of each: what a pruner saves of a trial it may spend on others. Compared are optimizer steps."""
 
 
 def nothing(order: Any, pipe: Any) -> None:
@@ -112,48 +117,78 @@ def overhead(runs: int) -> list[dict[str, Any]]:
     ]
 
 
-def halving(words: list[str], seed: int) -> list[dict[str, Any]]:
-    """The study lora_quant with every trial whole and with successive halving: same points as far as results allow."""
+def halving(words: list[str], seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The study lora_quant with every trial whole and with successive halving: the same points as far as results allow.
+
+    Args:
+        folder: where the studies lie; those that have ended there are only read.
+    """
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        for pruner in PRUNERS:
-            own = [f"hydra/sweeper/pruner={pruner}", f"hydra.sweep.dir={name}/{pruner}", f"hydra.sweeper.seed={seed}"]
-            command = [sys.executable, "-m", "llama_lab", "-m", "search=lora_quant", "tracking=none", *own, *words]
-            began = time.perf_counter()
-            subprocess.run(command, cwd=name, env=_environment(), check=True, stdout=sys.stderr)
-            found.append((pruner, time.perf_counter() - began, _trials(Path(name) / pruner / "trials.csv")))
-    target = min(loss for _, _, trials in found[:1] for _, loss in trials if loss is not None)
+    for pruner, also in PRUNERS.items():
+        place = folder / str(seed) / pruner
+        own = [f"hydra/sweeper/pruner={pruner}", f"hydra.sweep.dir={place}", f"hydra.sweeper.seed={seed}"]
+        own += [f"hydra.sweeper.n_trials={TRIALS[pruner]}", *also]
+        command = [sys.executable, "-m", "llama_lab", "-m", "search=lora_quant", "tracking=none", *own, *words]
+        subprocess.run(command, cwd=folder, env=_environment(), check=True, stdout=sys.stderr)
+        found.append((pruner, _trials(place)))
+    target = min(trial.loss for trial in found[0][1] if trial.loss is not None)
     return [_study_row(*study, target=target, words=words, seed=seed) for study in found]
 
 
-def _study_row(
-    pruner: str, seconds: float, trials: list[tuple[int, float | None]], *, target: float, words: list[str], seed: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trial:
+    """What is on record of one trial."""
+
+    num_steps: int
+    loss: float | None
+    """Held-out loss of a whole trial."""
+    curve: list[tuple[int, float]]
+    """(step, held-out loss)."""
+    point: dict[str, str]
+
+
+def _study_row(pruner: str, trials: list[Trial], *, target: float, words: list[str], seed: int) -> dict[str, Any]:
     steps, reached = 0, None
-    for num_steps, loss in trials:
-        steps += num_steps
-        if reached is None and loss is not None and loss <= target:
+    for trial in trials:
+        steps += trial.num_steps
+        if reached is None and trial.loss is not None and trial.loss <= target:
             reached = steps
-    losses = [loss for _, loss in trials if loss is not None]
-    return {
-        "case": "halving",
-        "pruner": pruner,
-        "words": words,
-        "seed": seed,
-        "trials": len(trials),
-        "whole_trials": len(losses),
-        "best_loss": round(min(losses), 5),
-        "optimizer_steps": steps,
-        "steps_to_best_of_none": reached,
-        "seconds": round(seconds, 1),
-    } | _facts()
+    losses = [trial.loss for trial in trials if trial.loss is not None]
+    return (
+        {
+            "case": "halving",
+            "pruner": pruner,
+            "words": words,
+            "seed": seed,
+            "trials": len(trials),
+            "whole_trials": len(losses),
+            "best_loss": round(min(losses), 5),
+            "optimizer_steps": steps,
+            "steps_to_best_of_none": reached,
+        }
+        | _facts()
+        | {"record": [{"point": trial.point, "curve": trial.curve} for trial in trials]}
+    )
 
 
-def _trials(path: Path) -> list[tuple[int, float | None]]:
-    """(optimizer steps, held-out loss of a whole trial) by number."""
-    with path.open() as file:
+def _trials(study: Path) -> list[Trial]:
+    """The trials by number."""
+    with (study / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [(int(float(r["num_steps"])), float(r["eval_loss"]) if r["state"] == "done" else None) for r in rows]
+    return [
+        Trial(
+            num_steps=int(float(row["num_steps"])),
+            loss=float(row["eval_loss"]) if row["state"] == "done" else None,
+            curve=_curve(study / row["trial"] / "metrics.jsonl"),
+            point={key: row[key] for key in SEARCHED},
+        )
+        for row in rows
+    ]
+
+
+def _curve(path: Path) -> list[tuple[int, float]]:
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(row["step"], round(row["eval/loss"], 5)) for row in logged if "eval/loss" in row]
 
 
 def _seconds(system: str, num: int) -> float:
@@ -171,18 +206,30 @@ def main() -> None:
     parser.add_argument("case", choices=["overhead", "halving", "system"])
     parser.add_argument("words", nargs="*", help="of halving: settings of the study")
     parser.add_argument("--runs", type=int, default=3, help="of overhead (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of halving: the sampler's (default: 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of halving: the sampler's (default: 0)")
+    parser.add_argument("--folder", type=Path, help="of halving: keep the studies there, and go on with them")
     parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results/")
     args = parser.parse_intermixed_args()
     if args.case == "system":
         run_system(args.words[0], int(args.words[1]))
         return
-    rows = overhead(args.runs) if args.case == "overhead" else halving(args.words, args.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.case == "overhead":
+            rows = overhead(args.runs)
+        else:
+            rows = [row for seed in args.seeds for row in halving(args.words, seed, folder)]
     for row in rows:
         print(json.dumps(row))
     if args.write:
-        path = RESULTS / f"sweep_{args.case}.json"
-        path.write_text(json.dumps({"schema": 1, "rows": rows}, indent=2) + "\n")
+        write_rows(args.case, rows)
+
+
+def write_rows(case: str, rows: list[dict[str, Any]]) -> None:
+    """Keep the rows in benchmarks/results/, one a line."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (RESULTS / f"sweep_{case}.json").write_text(f'{{"schema": 1, "rows": [\n{lines}\n]}}\n')
 
 
 def _environment() -> dict[str, str]:

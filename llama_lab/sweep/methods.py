@@ -98,7 +98,7 @@ class PrunerSettings:
     min_early_stopping_rate: int | None = None
     bootstrap_count: int | None = None
     """Trials that must have reached a rung before one goes on from it."""
-    num_measurements: int = 4
+    num_measurements: int = 8
     """Held-out losses on the way of a trial where trainer.eval_steps is null, the last step included."""
 
     def options(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from llama_lab.choices import Memory
+from llama_lab.engine.adapted import Projection
 from llama_lab.engine.adapter import Adapter
-from llama_lab.engine.block import Block, Projection, Saved, Step
+from llama_lab.engine.block import Block, Saved, Step
 from llama_lab.engine.frozen import Frozen, base_of
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.rows import RowBounds

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +27,14 @@ def test_the_two_commands_stand_at_the_top():
     assert re.search(r"```bash\nmake demo\b.*\nmake test\b", README[:1500])
 
 
+@pytest.fixture(scope="module")
+def own_run(tiny_run, tmp_path_factory) -> Path:
+    """A copy of the tiny run: some commands write into it or beside it."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("outputs") / "run"))
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_command_of_the_readme(lab, tiny_run, tmp_path, words):
+def test_command_of_the_readme(lab, own_run, tmp_path, words):
     for name in ("my_rows.jsonl", "my.jsonl"):
         rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(30)]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -36,13 +44,13 @@ def test_command_of_the_readme(lab, tiny_run, tmp_path, words):
         assert done.returncode == (2 if "model=llama2_7b" in words else 0)
         return
     if words and words[0] in VERBS:
-        words = [str(tiny_run) if word == "outputs" or word.startswith("outputs/") else word for word in words]
+        words = [str(own_run) if word == "outputs" or word.startswith("outputs/") else word for word in words]
         done = lab(*words, cwd=tmp_path, stdin="hello\n/exit\n")
         if "--wandb-report" in words:
             assert "needs a W&B account, and no key is set" in done.stderr
             return
     elif any(word.startswith("resume=") for word in words):
-        done = lab(f"resume={tiny_run}", cwd=tmp_path)
+        done = lab(f"resume={own_run}", cwd=tmp_path)
     else:
         if "-m" in words:  # --cfg shows one run: the first of the grid; what a study chooses is left out
             words = [word.split(",")[0] for word in words if word != "-m" and "(" not in word]

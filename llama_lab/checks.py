@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode, TrainerName
 from llama_lab.config import EMBEDDED_DATASETS, LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
+from llama_lab.continued import check_adapter
 from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.preference import check_trainer
@@ -120,6 +121,7 @@ def check_sources(config: RunConfig) -> None:
         DataError: a file that is missing, empty or malformed, or no hub id.
     """
     check_model(config.model)
+    check_adapter(config)
     dataset = config.dataset
     if dataset.path is not None:
         check_answers(dataset, check_file(expanded(dataset.path), dataset, config.trainer.name))

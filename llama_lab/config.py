@@ -61,6 +61,8 @@ class ModelSettings:
     """source=package: the pip package that holds `file`."""
     file: str | None = None
     """source=package: the GGUF file inside the package."""
+    adapter: str | None = None
+    """The folder of a finished run, or of a PEFT adapter: the run goes on with its adapter instead of a fresh one."""
     chat_template: str | None = None
     """A template of llama_lab/data/templates by name; null takes the tokenizer's own."""
     pad_token: str | None = None

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llama_lab import report
 from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.continued import continue_adapter
 from llama_lab.data.answers import chat_of
 from llama_lab.data.audit import Level, audit, stop_on_failure
 from llama_lab.data.batches import training_rows
@@ -124,7 +125,8 @@ def _load(
     with display.stage("Loading and quantising the base"):
         base = load_base(config.model, config.quant, dense=config.trainer.engine is not Engine.standard)
         set_special_tokens(base, tokenizer)
-        model = add_adapter(base, config.lora, seed=config.seed)
+        start = config.model.adapter
+        model = continue_adapter(base, start) if start else add_adapter(base, config.lora, seed=config.seed)
         choice = choose_for(config, model)
         if choice.speeds_up_model:
             speed_up(model)

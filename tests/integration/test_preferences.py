@@ -66,3 +66,21 @@ def test_what_is_better_is_learned(lab, colours, tmp_path, trainer, margin):
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("eval/reward_margin" in row for row in logged)
     assert any("train/reward_margin" in row for row in logged)
+
+
+def test_dpo_goes_on_with_an_adapter_that_is_its_reference(lab, tiny_run, tmp_path):
+    words = [*EMBEDDED, "trainer=dpo", f"model.adapter={tiny_run}", "lora.r=4", "dataset.max_train_rows=160"]
+    folder, killed = lab.run(tmp_path / "run", *words), tmp_path / "killed"
+    result = read_json(folder / "result.json")
+    # the reference is the adapter to the bit: nothing is liked more than before
+    assert (result["reward_accuracy_before"], result["reward_margin_before"]) == (0.0, 0.0)
+    assert result["num_trainable_params"] == read_json(tiny_run / "result.json")["num_trainable_params"]
+    assert result["num_params"] == read_json(tiny_run / "result.json")["num_params"]
+    lab.killed(killed, *words, when=lambda: max(steps_logged(killed), default=0) >= 5)
+    done = lab(f"resume={killed}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    file = Path("adapter") / "adapter_model.safetensors"
+    before, one, other = (load_file(path / file) for path in (tiny_run, folder, killed))
+    assert before.keys() == one.keys()
+    assert all((one[name] - before[name]).abs().max() < 0.1 for name in one)  # it went on, and did not begin anew
+    assert [name for name in one if not one[name].equal(other[name])] == []

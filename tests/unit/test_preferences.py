@@ -116,3 +116,44 @@ def test_verdicts_are_for_kto_alone(tmp_path):
     assert compose_words(["trainer=kto", *words]).trainer.name is TrainerName.kto
     with pytest.raises(LlamaLabError, match="Type trainer=kto"):
         compose_words(["trainer=orpo", *words])
+
+
+# model.adapter
+
+
+@pytest.fixture
+def adapter(tmp_path, tiny_base):
+    from llama_lab.lora import add_adapter
+
+    lora = compose_words(["model=tiny", "lora.r=4"]).lora
+    add_adapter(tiny_base(), lora, seed=0).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_adapter_is_named_by_its_folder_or_its_run(adapter):
+    for folder in (adapter, adapter.parent):
+        assert compose_words([*DPO, f"model.adapter={folder}", "lora.r=4"]).model.adapter == str(folder)
+
+
+def test_adapter_with_other_settings_says_the_words_that_fit(adapter):
+    with pytest.raises(LlamaLabError) as caught:
+        compose_words([*DPO, f"model.adapter={adapter}", "lora.target_modules=[q_proj]"])
+    assert str(caught.value).endswith("Type lora.r=4 lora.target_modules=all-linear")
+
+
+def test_adapter_of_another_base_is_refused(adapter):
+    lock = {"config": {"model": {"name": "meta-llama/Llama-2-7b-hf"}}}
+    (adapter.parent / "run.json").write_text(json.dumps(lock))
+    with pytest.raises(LlamaLabError, match="was trained on meta-llama/Llama-2-7b-hf, and the run loads tiny"):
+        compose_words([*DPO, f"model.adapter={adapter.parent}", "lora.r=4"])
+
+
+def test_adapter_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(LlamaLabError, match="is not there. Name the folder of a finished run"):
+        compose_words([*DPO, f"model.adapter={tmp_path / 'none'}"])
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(LlamaLabError, match="Finish it with: python -m llama_lab resume="):
+        compose_words([*DPO, f"model.adapter={tmp_path}"])
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(LlamaLabError, match="cannot be read|can be read"):
+        compose_words([*DPO, f"model.adapter={tmp_path}"])

@@ -33,7 +33,7 @@ def check_adapter(config: RunConfig) -> None:
         settings = _settings_of(peft)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"model.adapter={name}: {folder / CONFIG_FILE} is no LoRA's that can be read: {error}."
+            f"model.adapter={name}: {folder / CONFIG_FILE} cannot be read as that of a LoRA: {error}."
         ) from None
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"model.adapter={name}: {folder} has no adapter_model.safetensors. Name a run that has ended.")
@@ -126,4 +126,6 @@ def _words_of(lora: LoraSettings) -> dict[str, str]:
 
 
 def _listed(names: list[str]) -> str:
-    return "all-linear" if set(names) == set(LLAMA_LINEAR) else f"[{','.join(sorted(names))}]"
+    """As a word; PEFT writes the layers of all-linear with their full paths."""
+    found = sorted({name.split(".")[-1] for name in names})
+    return "all-linear" if set(found) == set(LLAMA_LINEAR) else f"[{','.join(found)}]"

@@ -6,12 +6,15 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode
-from llama_lab.config import LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
+from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode, TrainerName
+from llama_lab.config import EMBEDDED_DATASETS, LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
+from llama_lab.continued import check_adapter
 from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
+from llama_lab.data.preference import check_trainer
 from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
+from llama_lab.preference_checks import check_preferences
 from llama_lab.results import OBJECTIVES
 
 UNQUANTISED_STARTS = (LoraInit.pissa, LoraInit.orthogonal, LoraInit.loftq)
@@ -55,6 +58,7 @@ def check_combination(config: RunConfig) -> None:
             "Type lora.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]."
         )
     check_answers(dataset, dataset.format)
+    check_preferences(config)
     _check_names(config)
     _check_tracker(config)
 
@@ -117,19 +121,17 @@ def check_sources(config: RunConfig) -> None:
         DataError: a file that is missing, empty or malformed, or no hub id.
     """
     check_model(config.model)
+    check_adapter(config)
     dataset = config.dataset
     if dataset.path is not None:
-        check_answers(dataset, check_file(expanded(dataset.path), dataset))
+        check_answers(dataset, check_file(expanded(dataset.path), dataset, config.trainer.name))
         return
     if dataset.package is not None:
-        check_answers(dataset, check_package(dataset))
+        check_answers(dataset, check_package(dataset, config.trainer.name))
         return
     name = str(dataset.name)
-    if name == "sample":
-        try:
-            detect_format(dict.fromkeys(COLUMNS[DataFormat.prompt_completion], ""), dataset)
-        except DataError as error:
-            raise DataError(f"dataset.name=sample: {error} Leave dataset.format and dataset.columns out.") from None
+    if name in EMBEDDED_DATASETS:
+        _check_embedded(dataset, config.trainer.name)
         return
     if Path(name).suffix in SUFFIXES:
         raise DataError(f"dataset.name={name} is the name of a file. Type dataset=jsonl dataset.path={name}")
@@ -138,6 +140,25 @@ def check_sources(config: RunConfig) -> None:
             f"dataset.name={name} is no repository id of the hub, such as timdettmers/openassistant-guanaco. "
             f"A file of yours is named by dataset=jsonl dataset.path={name}"
         )
+
+
+def _check_embedded(dataset: DatasetSettings, trainer: TrainerName) -> None:
+    is_pairs = dataset.name == "sample_preference"
+    form = DataFormat.preference if is_pairs else DataFormat.prompt_completion
+    if is_pairs and trainer is TrainerName.sft:
+        raise DataError(
+            "dataset.name=sample_preference holds a right and a wrong answer a prompt, and trainer=sft learns one. "
+            "Type trainer=dpo, or dataset=sample, whose answers are the right ones."
+        )
+    row = dict.fromkeys(COLUMNS[form], "")
+    try:
+        detect_format(row, dataset)
+    except DataError as error:
+        raise DataError(f"dataset.name={dataset.name}: {error} Leave dataset.format and dataset.columns out.") from None
+    try:
+        check_trainer(form, trainer, row, dataset)
+    except DataError as error:
+        raise DataError(f"dataset.name={dataset.name}: {error}") from None
 
 
 def check_model(model: ModelSettings) -> None:

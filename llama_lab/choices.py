@@ -147,9 +147,33 @@ class Schedule(StrEnum):
 
 
 class TrainerName(StrEnum):
-    """Which of TRL's trainers runs."""
+    """Which of TRL's trainers runs: `sft` learns answers, the others which of several answers is the better one."""
 
     sft = "sft"
+    dpo = "dpo"
+    kto = "kto"
+    orpo = "orpo"
+
+
+class PreferenceLoss(StrEnum):
+    """What a preference trainer minimises (TRL's words). `kto` and `apo_zero_unpaired` are KTO's, the rest DPO's."""
+
+    sigmoid = "sigmoid"
+    hinge = "hinge"
+    ipo = "ipo"
+    exo_pair = "exo_pair"
+    nca_pair = "nca_pair"
+    robust = "robust"
+    bco_pair = "bco_pair"
+    sppo_hard = "sppo_hard"
+    aot = "aot"
+    aot_unpaired = "aot_unpaired"
+    apo_zero = "apo_zero"
+    apo_down = "apo_down"
+    discopop = "discopop"
+    sigmoid_norm = "sigmoid_norm"
+    kto = "kto"
+    apo_zero_unpaired = "apo_zero_unpaired"
 
 
 class Resume(StrEnum):

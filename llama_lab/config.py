@@ -22,6 +22,7 @@ from llama_lab.choices import (
     Memory,
     ModelSource,
     Optimizer,
+    PreferenceLoss,
     QuantType,
     Resume,
     Schedule,
@@ -36,6 +37,10 @@ LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 LLAMA_MODULES = (*LLAMA_LINEAR, "embed_tokens", "lm_head", "norm", "input_layernorm", "post_attention_layernorm")
 """Modules with weights of a Llama model; their names are the legal lora.modules_to_save."""
+
+
+EMBEDDED_DATASETS = ("sample", "sample_preference")
+"""The names of the data sets that come with llama_lab."""
 
 
 def _check(ok: bool, key: str, value: object, rule: str) -> None:
@@ -56,12 +61,16 @@ class ModelSettings:
     """source=package: the pip package that holds `file`."""
     file: str | None = None
     """source=package: the GGUF file inside the package."""
+    adapter: str | None = None
+    """The folder of a finished run, or of a PEFT adapter: the run goes on with its adapter instead of a fresh one."""
     chat_template: str | None = None
     """A template of llama_lab/data/templates by name; null takes the tokenizer's own."""
     pad_token: str | None = None
     """null: the tokenizer's own unless that is the EOS, else <unk>. Never the EOS: the model would not stop."""
     learning_rate: float = 2e-4
     """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
+    preference_learning_rate: float = 5e-6
+    """What suits DPO and KTO on it; trainer.learning_rate takes it. Source: the DPO of Zephyr 7B with QLoRA."""
     batch_size: int = 4
     """Rows of a step that suit it; trainer.per_device_train_batch_size takes it."""
     attn_implementation: Attention = Attention.sdpa
@@ -70,6 +79,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
+        rate = self.preference_learning_rate
+        _check(0 < rate < inf, "model.preference_learning_rate", rate, "type a positive number")
         _check(self.batch_size >= 1, "model.batch_size", self.batch_size, "type at least 1")
         if not self.name.strip():
             raise ConfigError("model.name is empty. Type a folder, a hub id as OWNER/NAME, or model=llama2_7b.")
@@ -185,7 +196,7 @@ class DatasetSettings:
     """The rows: where they are, what their columns mean, and which of their tokens are learned."""
 
     name: str | None = None
-    """A hub id, or `sample`, the data set that comes with llama_lab."""
+    """A hub id, or `sample` or `sample_preference`, the data sets that come with llama_lab."""
     path: str | None = None
     """A local JSONL, JSON, CSV, TSV or Parquet file, or a folder of files of one kind. Not together with `name`."""
     package: str | None = None
@@ -276,13 +287,47 @@ class DatasetSettings:
             raise ConfigError(f"dataset.package={self.package} needs dataset.file, the data file inside of it.")
         if not self.name and not self.path and not self.package:
             raise ConfigError("No data set is named. Type dataset=sample, or dataset=jsonl dataset.path=FILE.")
-        local = self.path or self.package or (self.name if self.name == "sample" else None)
+        local = self.path or self.package or (self.name if self.name in EMBEDDED_DATASETS else None)
         for key, default in (("split", "train"), ("eval_split", None), ("subset", None), ("revision", None)):
             if getattr(self, key) != default and local:
                 raise ConfigError(
                     f"dataset.{key}={getattr(self, key)} belongs to a data set of the hub, and the run reads "
                     f"{local}. Leave it out."
                 )
+
+
+PREFERENCE_SETTINGS: dict[TrainerName, tuple[str, ...]] = {
+    TrainerName.sft: (),
+    TrainerName.dpo: ("beta", "loss_type", "label_smoothing"),
+    TrainerName.kto: ("beta", "loss_type", "desirable_weight", "undesirable_weight"),
+    TrainerName.orpo: ("beta",),
+}
+"""The settings that only some trainers have, by trainer; null in the others."""
+UNPAIRED_LOSSES = (PreferenceLoss.kto, PreferenceLoss.apo_zero_unpaired)
+
+
+def check_preference(trainer: "TrainerSettings") -> None:
+    """Refuse a setting of another trainer, one that is missing, and one out of its range."""
+    name, own = trainer.name, PREFERENCE_SETTINGS[trainer.name]
+    for key in dict.fromkeys(key for keys in PREFERENCE_SETTINGS.values() for key in keys):
+        value = getattr(trainer, key)
+        if value is not None and key not in own:
+            having = "|".join(other for other, keys in PREFERENCE_SETTINGS.items() if key in keys)
+            raise ConfigError(f"trainer.{key}={value} is no setting of trainer={name}. Type trainer={having} as well.")
+        if value is None and key in own:
+            raise ConfigError(f"trainer.{key} has no value. Type trainer={name}, whose file has all of its settings.")
+    _check(trainer.beta is None or 0 < trainer.beta < inf, "trainer.beta", trainer.beta, "type a positive number")
+    smoothing = trainer.label_smoothing
+    _check(smoothing is None or 0 <= smoothing < 0.5, "trainer.label_smoothing", smoothing, "type 0 up to 0.5")
+    for key in ("desirable_weight", "undesirable_weight"):
+        weight = getattr(trainer, key)
+        _check(weight is None or 0 < weight < inf, f"trainer.{key}", weight, "type a positive number")
+    loss = trainer.loss_type
+    if loss is not None and (loss in UNPAIRED_LOSSES) is not (name is TrainerName.kto):
+        fitting = [word for word in PreferenceLoss if (word in UNPAIRED_LOSSES) is (name is TrainerName.kto)]
+        raise ConfigError(f"trainer.loss_type={loss} is no loss of trainer={name}. It has: {', '.join(fitting)}.")
+    if loss is PreferenceLoss.exo_pair and not smoothing:
+        raise ConfigError("trainer.loss_type=exo_pair needs trainer.label_smoothing above 0. Type 1e-3, as its paper.")
 
 
 @dataclass(kw_only=True)
@@ -331,8 +376,19 @@ class TrainerSettings:
     save_total_limit: int | None = 2
     """Older checkpoints beyond so many are removed."""
     resume: Resume = Resume.never
+    beta: float | None = None
+    """dpo, kto: how much it costs to leave the reference model. orpo: the weight of the odds ratio (lambda)."""
+    loss_type: PreferenceLoss | None = None
+    """dpo, kto: what is minimised."""
+    label_smoothing: float | None = None
+    """dpo: the share of rows whose answers are taken to be the wrong way round, for loss_type=robust and exo_pair."""
+    desirable_weight: float | None = None
+    """kto: the weight of good answers in the loss."""
+    undesirable_weight: float | None = None
+    """kto: the weight of bad answers in the loss."""
 
     def __post_init__(self) -> None:
+        check_preference(self)
         _check(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
         _check(
             self.max_steps == -1 or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "type -1 or at least 1"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_lab.config import EvaluateSettings, GenerationSettings
+from llama_lab.data.answers import chat_of
 from llama_lab.data.batches import Collator
 from llama_lab.data.splits import Split
 from llama_lab.errors import LlamaLabError
@@ -37,14 +38,27 @@ def score(
     """Held-out loss and the data set's own metrics on greedy answers."""
     tick("held-out loss")
     loss = held_out_loss(model, tokenizer, valid, settings.batch_size)
+    found, answers = answer_metrics(model, tokenizer, valid, settings, metrics, tick)
+    return Score(eval_loss=loss, metrics=found, answers=answers)
+
+
+def answer_metrics(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    valid: Split,
+    settings: EvaluateSettings,
+    metrics: list[str],
+    tick: Callable[[str], None],
+) -> tuple[dict[str, float], list[str]]:
+    """What greedy answers to the held-out prompts are worth, and these answers; nothing is asked without a metric."""
     if not metrics:
-        return Score(eval_loss=loss)
+        return {}, []
     tick(f"answers to {len(valid.examples)} held-out prompts")
-    prompts = [example["messages"][:-1] for example in valid.examples]
-    wanted = [example["messages"][-1]["content"].strip() for example in valid.examples]
+    chats = [chat_of(example) for example in valid.examples]
     greedy = GenerationSettings(max_new_tokens=settings.max_new_tokens, do_sample=False)
+    prompts, wanted = [chat[:-1] for chat in chats], [chat[-1]["content"].strip() for chat in chats]
     given = answer(model, tokenizer, prompts, greedy, batch_size=8 * settings.batch_size)
-    return Score(eval_loss=loss, metrics={name: METRICS[name](given, wanted) for name in metrics}, answers=given)
+    return {name: METRICS[name](given, wanted) for name in metrics}, given
 
 
 @torch.no_grad()

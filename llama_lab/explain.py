@@ -189,11 +189,22 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
         return ConfigError(f"There is no configuration named {choice}. Leave --config-name out, or add --config-dir.")
     if group == "hydra/launcher" and choice in LAUNCHER_PACKAGES:
         return missing_launcher(choice)
+    if (group, choice) == ("trainer", "ppo"):
+        return no_ppo()
     options = sorted(set(error.options or []) - {"schema"})
     if not options:
         return ConfigError(f"{group}={choice}: there is no group {group}.{did_you_mean(group, known_keys())}")
     hint = did_you_mean(choice, options, f"{group}={{}}")
     return ConfigError(f"{group}={choice} is no choice.{hint} Choices of {group}: {', '.join(options)}.")
+
+
+def no_ppo() -> ConfigError:
+    """The message for the trainer that people ask for and TRL no longer has."""
+    return ConfigError(
+        "trainer=ppo: TRL has no PPO any more (since 1.16). Type trainer=dpo to learn from pairs of answers, or "
+        "trainer=kto where each answer is good or bad. What replaces PPO where a reward scores the model's own "
+        "answers, TRL's GRPO and RLOO, llama_lab does not have yet."
+    )
 
 
 def _unreadable_word(word: str) -> ConfigError:
@@ -248,6 +259,8 @@ def _wrong_type(key: str, message: str, word: str) -> ConfigError:
     if word.partition("=")[0].lstrip("+").startswith(f"{key}."):
         return unknown_key(word.partition("=")[0].lstrip("+"))
     key = key.partition("[")[0]
+    if key == "trainer.name" and word.endswith("=ppo"):
+        return no_ppo()
     declared = field_type(key)
     wanted = _describe(declared, key)
     if is_dataclass(declared):

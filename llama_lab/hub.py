@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llama_lab.choices import ModelSource
-from llama_lab.config import ModelSettings, RunConfig
+from llama_lab.config import EMBEDDED_DATASETS, ModelSettings, RunConfig
 from llama_lab.errors import DataError, LlamaLabError, ModelError
 
 
@@ -17,7 +17,7 @@ def needs_hub(config: RunConfig) -> bool:
     """Whether weights or rows are named by a hub id; nothing else may touch the network."""
     model_on_hub = config.model.source is ModelSource.hub and not Path(config.model.name).expanduser().is_dir()
     dataset = config.dataset
-    return model_on_hub or (dataset.path is None and dataset.package is None and dataset.name != "sample")
+    return model_on_hub or (dataset.path is None and dataset.package is None and dataset.name not in EMBEDDED_DATASETS)
 
 
 def is_reachable() -> bool:

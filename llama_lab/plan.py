@@ -50,7 +50,7 @@ class Plan:
     findings: list[Finding] = field(default_factory=list)
     schedule: Schedule | None = None
     longest: int = 0
-    """Tokens of the longest row or block of training."""
+    """Tokens of the longest row or block of training; of pairs both answers."""
     num_learned: int = 0
     """Tokens that are learned in one pass over the training rows."""
 
@@ -107,19 +107,23 @@ def _make(words: list[str]) -> Plan:
 
 
 def _read(made: Plan) -> None:
+    import numpy as np
+
     from llama_lab.data.audit import audit, numbers_of
     from llama_lab.data.batches import schedule, training_rows
     from llama_lab.data.splits import build_splits
     from llama_lab.model import load_tokenizer
+    from llama_lab.preference_batches import lengths_at_once
 
     config = made.config
     made.tokenizer = load_tokenizer(config.model)
-    made.splits = build_splits(config.dataset, made.tokenizer, seed=config.seed)
+    made.splits = build_splits(config.dataset, made.tokenizer, seed=config.seed, trainer=config.trainer.name)
     vocab_size = made.shape.vocab_size if made.shape else len(made.tokenizer)
     made.findings = audit(made.splits, made.tokenizer, config.dataset, vocab_size)
-    numbers = numbers_of(training_rows(made.splits.train.tokens, config.dataset), made.tokenizer)
-    made.schedule = schedule(numbers.lengths, config.trainer, config.dataset, seed=config.seed)
-    made.longest, made.num_learned = int(numbers.lengths.max()), int(numbers.num_learned.sum())
+    rows = training_rows(made.splits.train.tokens, config.dataset)
+    numbers, lengths = numbers_of(rows, made.tokenizer), np.array(lengths_at_once(rows, config.trainer.name))
+    made.schedule = schedule(lengths, config.trainer, config.dataset, seed=config.seed)
+    made.longest, made.num_learned = int(lengths.max()), int(numbers.num_learned.sum())
 
 
 def _shape(config: RunConfig) -> ModelShape | None:

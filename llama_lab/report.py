@@ -56,9 +56,15 @@ def _result_table(result: dict[str, Any]) -> Table:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     before = result.get("eval_loss_before")
-    table.add_row("held-out loss (nats a token)", _number(before), _number(result.get("eval_loss")))
-    table.add_row("perplexity", _number(_exp(before)), _number(result.get("perplexity")))
-    for name, title in (("exact_match", "exact match"), ("composes", "composes")):
+    is_of_tokens = result.get("perplexity") is not None
+    unit = "nats a token" if is_of_tokens else "the trainer's own"
+    table.add_row(f"held-out loss ({unit})", _number(before), _number(result.get("eval_loss")))
+    if is_of_tokens:
+        table.add_row("perplexity", _number(_exp(before)), _number(result.get("perplexity")))
+    if "reward_margin" in result:
+        table.add_row("reward margin", _number(result.get("reward_margin_before")), _number(result["reward_margin"]))
+    titles = {"reward_accuracy": "reward accuracy", "exact_match": "exact match", "composes": "composes"}
+    for name, title in titles.items():
         if name in result:
             table.add_row(title, _percent(result.get(f"{name}_before")), _percent(result[name]))
     table.add_section()

@@ -11,6 +11,8 @@ OBJECTIVES = (
     "perplexity",
     "exact_match",
     "composes",
+    "reward_accuracy",
+    "reward_margin",
     "train_loss",
     "tokens_per_s",
     "peak_memory_gib",
@@ -24,9 +26,10 @@ class Score:
     """What held-out rows say of a model."""
 
     eval_loss: float
-    """Mean next-token loss over the learned tokens of all held-out rows, nats a token."""
+    """Mean next-token loss over the learned tokens of all held-out rows, nats a token; of a preference trainer its own
+    loss, mean over the rows."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Shares from 0 to 1 by name: exact_match, composes."""
+    """By name: exact_match, composes and reward_accuracy, shares from 0 to 1; reward_margin, in nats."""
     answers: list[str] = field(default_factory=list)
     """The greedy answers that were scored, in the order of the held-out rows; empty where none were."""
 
@@ -52,7 +55,8 @@ class Result:
     objective: float
     eval_loss_before: float | None
     eval_loss: float
-    perplexity: float
+    perplexity: float | None
+    """None of a preference trainer, whose loss is not one of tokens."""
     train_loss: float
     train_runtime_s: float
     tokens_per_s: float

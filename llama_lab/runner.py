@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,14 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from llama_lab import report
-from llama_lab.choices import Engine, Memory, Resume
+from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.continued import continue_adapter
+from llama_lab.data.answers import chat_of
 from llama_lab.data.audit import Level, audit, stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.splits import Splits, build_splits
-from llama_lab.engine.choose import choose, choose_for, fit_of
+from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
 from llama_lab.evaluate import score
 from llama_lab.events import Listener, Listeners, Pruned
@@ -32,6 +34,8 @@ from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
 from llama_lab.micro_batch import Rows, memory_level, resolve
 from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
+from llama_lab.preference_batches import lengths_at_once
+from llama_lab.preference_trainer import PreferenceTrainer, prepare_trainer
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
@@ -64,6 +68,10 @@ class _Loaded:
     tokenizer: PreTrainedTokenizerBase
     splits: Splits
     model: PeftModel
+    preferences: PreferenceTrainer | None
+    """Ready to train and to score, where the trainer is not SFT's."""
+    num_params: tuple[int, int]
+    """Trained, and in all."""
     listeners: Sequence[Listener]
 
 
@@ -107,7 +115,7 @@ def _load(
     display.note(describe(config.model, config.quant))
     with display.stage("Loading tokenizer and rows"):
         tokenizer = load_tokenizer(config.model)
-        splits = build_splits(config.dataset, tokenizer, seed=config.seed)
+        splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
         findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
     sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
     display.note(f"Rows ({splits.format}): {sizes}")
@@ -115,9 +123,10 @@ def _load(
         display.note(f"Note: {note}.")
     stop_on_failure(findings)
     with display.stage("Loading and quantising the base"):
-        base = load_base(config.model, config.quant, dense=choose(config).engine is Engine.fast)
+        base = load_base(config.model, config.quant, dense=config.trainer.engine is not Engine.standard)
         set_special_tokens(base, tokenizer)
-        model = add_adapter(base, config.lora, seed=config.seed)
+        start = config.model.adapter
+        model = continue_adapter(base, start) if start else add_adapter(base, config.lora, seed=config.seed)
         choice = choose_for(config, model)
         if choice.speeds_up_model:
             speed_up(model)
@@ -125,8 +134,10 @@ def _load(
         display.note(f"{choice.note}.")
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
+    config, num_params = replace(config, trainer=trainer), count_params(model)
+    preferences = _preferences(config, run_dir, model, tokenizer, splits)
     return _Loaded(
-        config=replace(config, trainer=trainer),
+        config=config,
         engine=choice.engine,
         longest_row=rows.longest,
         run_dir=run_dir,
@@ -135,15 +146,27 @@ def _load(
         tokenizer=tokenizer,
         splits=splits,
         model=model,
+        preferences=preferences,
+        num_params=num_params,
         listeners=listeners,
     )
+
+
+def _preferences(
+    config: RunConfig, run_dir: RunDir, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits
+) -> PreferenceTrainer | None:
+    """Made before anything is measured, since what it measures is its own loss."""
+    if config.trainer.name is TrainerName.sft:
+        return None
+    settings = _fit_settings(config, run_dir, Engine.standard, Memory.balanced)
+    return prepare_trainer(model, tokenizer, splits.train.tokens, settings)
 
 
 def _with_micro_batch(
     config: RunConfig, splits: Splits, lock: dict[str, Any], display: Display
 ) -> tuple[TrainerSettings, Rows]:
     """A resumed run goes on with the micro-batch that it began with, also where more would fit now."""
-    lengths = [len(ids) for ids in training_rows(splits.train.tokens, config.dataset)["input_ids"]]
+    lengths = lengths_at_once(training_rows(splits.train.tokens, config.dataset), config.trainer.name)
     multiple = config.dataset.pad_to_multiple_of or 1
     rows = Rows(
         longest=-(-max(lengths) // multiple) * multiple,
@@ -174,39 +197,53 @@ def _stages(loaded: _Loaded) -> tuple[Result, list[report.Sample]]:
         after = _measure(loaded, loaded.config.dataset.metrics)
     loaded.tracking.logged(fitted.num_steps, _eval_metrics(after.score))
     config, splits = loaded.config, loaded.splits
-    return _result(config, loaded.model, before, fitted, after), _samples(config, splits, before, after)
+    return _result(config, loaded.num_params, before, fitted, after), _samples(config, splits, before, after)
 
 
 def _fit(loaded: _Loaded) -> FitResult:
     config, run_dir, splits = loaded.config, loaded.run_dir, loaded.splits
     start_step = step_of(last_checkpoint(run_dir.checkpoints))
     run_dir.rewind_metrics(start_step)
+    settings = _fit_settings(config, run_dir, loaded.engine, _memory_level(loaded), loaded.display.note)
+
+    def held_out() -> dict[str, float]:
+        return _eval_metrics(_score(loaded, metrics=[]))
+
+    listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
+    if loaded.preferences:
+        return loaded.preferences.fit(settings, listeners, held_out)
+    rows, fit = training_rows(splits.train.tokens, config.dataset), fit_of(loaded.engine)
+    return fit(loaded.model, loaded.tokenizer, rows, settings, listeners, held_out)
+
+
+def _fit_settings(
+    config: RunConfig, run_dir: RunDir, engine: Engine, memory: Memory, note: Callable[[str], None] = print
+) -> FitSettings:
     runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
-    rows = training_rows(splits.train.tokens, config.dataset)
-    settings = FitSettings(
+    return FitSettings(
         trainer=config.trainer,
         seed=config.seed,
         checkpoints=run_dir.checkpoints,
-        engine=loaded.engine,
-        memory=_memory_level(loaded),
-        note=loaded.display.note,
+        engine=engine,
+        memory=memory,
+        note=note,
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
         pad_to_multiple_of=config.dataset.pad_to_multiple_of,
         runtime_before_s=runtimes[-1] if runtimes else 0.0,
     )
 
-    def held_out() -> dict[str, float]:
-        return _eval_metrics(score(loaded.model, loaded.tokenizer, splits.valid, config.evaluate, metrics=[]))
 
-    listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
-    fit = fit_of(loaded.engine)
-    return fit(loaded.model, loaded.tokenizer, rows, settings, listeners, held_out)
+def _score(loaded: _Loaded, metrics: list[str]) -> Score:
+    valid, settings = loaded.splits.valid, loaded.config.evaluate
+    if loaded.preferences:
+        return loaded.preferences.score(valid, settings, metrics)
+    return score(loaded.model, loaded.tokenizer, valid, settings, metrics)
 
 
 def _measure(loaded: _Loaded, metrics: list[str]) -> Measurement:
     config, model, tokenizer, splits = loaded.config, loaded.model, loaded.tokenizer, loaded.splits
-    found = score(model, tokenizer, splits.valid, config.evaluate, metrics)
-    one_turn = all(len(example.get("messages", ())) == 2 for example in splits.valid.examples)
+    found = _score(loaded, metrics)
+    one_turn = all(len(chat_of(example)) == 2 for example in splits.valid.examples)
     if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
         # the prompts of samples.md are the first held-out ones, and those have just been answered
         return Measurement(score=found, answers=[a.strip() for a in found.answers[: config.generation.num_prompts]])
@@ -238,7 +275,7 @@ def _measure_before(loaded: _Loaded) -> Measurement | None:
 def _sample_prompts(config: RunConfig, splits: Splits) -> list[str]:
     if config.generation.prompts:
         return config.generation.prompts
-    chats = [example["messages"] for example in splits.valid.examples if "messages" in example]
+    chats = [chat for example in splits.valid.examples if (chat := chat_of(example))]
     firsts = [next(m["content"] for m in chat if m["role"] == "user") for chat in chats]
     return firsts[: config.generation.num_prompts]
 
@@ -256,20 +293,21 @@ def _eval_metrics(found: Score) -> dict[str, float]:
 def _save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, run_dir: RunDir) -> None:
     with run_dir.replacing(run_dir.adapter) as folder:
         # the embedding is never resized here, so PEFT need not compare it with the hub's
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
         tokenizer.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
 
 
 def _result(
-    config: RunConfig, model: PeftModel, before: Measurement | None, fitted: FitResult, after: Measurement
+    config: RunConfig, num_params: tuple[int, int], before: Measurement | None, fitted: FitResult, after: Measurement
 ) -> Result:
-    trainable, total = count_params(model)
+    trainable, total = num_params
+    is_of_tokens = config.trainer.name is TrainerName.sft
     result = Result(
         objective=math.nan,
         eval_loss_before=before.score.eval_loss if before else None,
         eval_loss=after.score.eval_loss,
-        perplexity=math.exp(min(after.score.eval_loss, 700.0)),
+        perplexity=math.exp(min(after.score.eval_loss, 700.0)) if is_of_tokens else None,
         train_loss=fitted.train_loss,
         train_runtime_s=fitted.train_runtime_s,
         tokens_per_s=fitted.tokens_per_s,

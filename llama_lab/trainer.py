@@ -41,11 +41,18 @@ def fit(
     Raises:
         RunError: the loss is no longer finite.
     """
+    check_written_by(last_checkpoint(settings.checkpoints), flat=False)
+    return train_with(build_trainer(model, tokenizer, train, settings), settings, listener, evaluate)
+
+
+def train_with(
+    trainer: Any, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]
+) -> FitResult:
+    """Run any of TRL's trainers to its end, from the last complete checkpoint if there is one; see `fit`."""
     start = last_checkpoint(settings.checkpoints)
-    check_written_by(start, flat=False)
     shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
     recorder = Recorder(settings=settings, listener=listener, evaluate=evaluate, start_step=step_of(start))
-    trainer = build_trainer(model, tokenizer, train, settings, callbacks=[_Teller(recorder)])
+    trainer.add_callback(_Teller(recorder))
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
@@ -59,31 +66,33 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
     settings: FitSettings,
-    callbacks: list[TrainerCallback] | None = None,
 ) -> SFTTrainer:
     """TRL's trainer for these settings; it leaves the adapter in fp32."""
     trainer = (_FastTrainer if settings.engine is Engine.fast else _Trainer)(
         model=model,
-        args=_sft_config(settings),
+        args=SFTConfig(**shared_arguments(settings), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=train,
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id, multiple_of=settings.pad_to_multiple_of),
         processing_class=tokenizer,
-        callbacks=callbacks,
     )
     _keep_fp32(model)
-    _take_out_printers(trainer)
+    take_out_printers(trainer)
     return trainer
 
 
-def _sft_config(settings: FitSettings) -> SFTConfig:
+def shared_arguments(settings: FitSettings) -> dict[str, Any]:
+    """What all of TRL's trainers are told of our settings.
+
+    Raises:
+        ConfigError: trainer.fp16=true without a GPU.
+    """
     t, cuda = settings.trainer, torch.cuda.is_available()
     if t.fp16 and not cuda:
         raise ConfigError("trainer.fp16=true needs a GPU, and none is here. Type trainer.fp16=false.")
     # transformers renamed gradient_checkpointing; both versions in use are served
     names = {f.name for f in fields(SFTConfig)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    kwargs: dict[str, Any] = {checkpointing: t.gradient_checkpointing}
-    return SFTConfig(
+    return dict(
         output_dir=str(settings.checkpoints / PARTIAL),
         seed=settings.seed,
         num_train_epochs=t.num_train_epochs,
@@ -110,9 +119,7 @@ def _sft_config(settings: FitSettings) -> SFTConfig:
         eval_strategy="no",  # `evaluate` measures, the same for both ways to train
         report_to="none",
         disable_tqdm=True,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **kwargs,
+        **{checkpointing: t.gradient_checkpointing},
     )
 
 
@@ -123,7 +130,8 @@ def _keep_fp32(model: PeftModel) -> None:
             param.data = param.data.float()
 
 
-def _take_out_printers(trainer: SFTTrainer) -> None:
+def take_out_printers(trainer: Any) -> None:
+    """Leave the screen to our own progress."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -144,6 +152,13 @@ class _FastTrainer(_Trainer):
     ) -> Any:
         losses, learned = summed_loss(model, **inputs)
         return losses / (learned if num_items_in_batch is None else num_items_in_batch)
+
+
+TOLD = {name: name for name in ("grad_norm", "learning_rate", "epoch")} | {
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+}
+"""What is told of a step beside its loss: TRL's name and ours."""
 
 
 class _Teller(TrainerCallback):
@@ -167,9 +182,7 @@ class _Teller(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" in logs:
-            numbers: dict[str, float] = {
-                key: logs[key] for key in ("grad_norm", "learning_rate", "epoch") if key in logs
-            }
+            numbers: dict[str, float] = {name: logs[key] for key, name in TOLD.items() if key in logs}
             self.recorder.log(state.global_step, logs["loss"], numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -33,13 +33,15 @@ TITLES = {
     "train_runtime_s": "time",
     "train_loss": "train loss",
     "exact_match": "exact match",
+    "reward_accuracy": "reward accuracy",
+    "reward_margin": "reward margin",
     "num_steps": "steps",
 }
 MAX_SETTING_COLUMNS = 5
 """More settings than that stand in one column of the terminal's table, a line a setting."""
 MAX_LINED = 30
 """Rows up to which lines are drawn between them."""
-SPREAD = ("objective", "eval_loss", "train_loss", "exact_match", "composes")
+SPREAD = ("objective", "eval_loss", "train_loss", "exact_match", "composes", "reward_accuracy")
 """Numbers that a table shows with their standard deviation; CSV and JSON have it of all."""
 STYLES = {
     "running": "cyan",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from llama_lab.compare import table
 from llama_lab.compare.read import Run
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from llama_lab.compare.show import Comparison
 
 API_TIMEOUT_S = 20
+CONNECT_TIMEOUT_S = 10
 MAX_AXES = 12
 STUDY_PLOTS = ("history", "importance", "parallel_coordinates", "pareto_front", "trials")
 """What the run of a study has: llama_lab/sweep/study_run.py."""
@@ -64,6 +67,29 @@ def _check_ready() -> None:
             "--wandb-report needs a W&B account, and no key is set. Type `wandb login` once, or set WANDB_API_KEY; or "
             "type --html FILE for a page that needs none."
         )
+    _check_reachable()
+
+
+def _check_reachable() -> None:
+    """W&B's client tries for minutes where nobody answers."""
+    address = urlsplit(_address())
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(error) from error
+
+
+def _address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _unreachable(error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"--wandb-report: {_address()} cannot be reached, or does not know the key: {reason} Type --html FILE for a "
+        "page that needs no network."
+    )
 
 
 def _entity() -> str:
@@ -77,12 +103,7 @@ def _entity() -> str:
     try:
         return str(wandb.Api(timeout=API_TIMEOUT_S).default_entity)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        raise ConfigError(
-            f"--wandb-report: {address} cannot be reached, or does not know the key: {reason} Type --html FILE for a "
-            "page that needs no network."
-        ) from error
+        raise _unreachable(error) from error
 
 
 def _saved(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_lab.config import DatasetSettings
+from llama_lab.data.answers import chat_of
 from llama_lab.data.ghost import ghost_attention
 from llama_lab.data.templates import IGNORED, encode_prompt, expected_bos
 from llama_lab.errors import DataError
@@ -195,6 +196,8 @@ def _template(split: Split, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
     firsts = np.unique(split.numbers, return_index=True)[1][:TRIED]  # a long row may go on in the next ones
     for example, number in zip(split.examples, firsts, strict=False):
         ids, row = split.tokens[int(number)]["input_ids"], f"training row {split.numbers[number]}"
+        if "prompt" in example:
+            example = {"messages": chat_of(example)}
         if "messages" in example:
             messages = ghost_attention(example["messages"]) if dataset.ghost_attention else example["messages"]
             example, prompt = {"messages": messages}, encode_prompt(messages[:-1], saved)

@@ -92,7 +92,7 @@ def store_examples(
     from datasets import Dataset
 
     settings = settings_without(dataset, *NOT_READ_HERE)
-    key = digest(code_digest(), source.digest, settings, form, trainer is TrainerName.sft)  # which some rows do not fit
+    key = digest(code_digest(), source.digest, settings, form, trainer)  # some rows do not fit a trainer
 
     def make(folder: Path) -> dict[str, Any]:
         found, outcomes = convert_rows(source.rows(), dataset, trainer, form)

@@ -18,14 +18,15 @@ VERDICTS = {"true": True, "false": False}
 
 
 def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], dataset: DatasetSettings) -> None:
-    """Refuse to learn preference rows as if every answer were a good one.
+    """Refuse to learn preference rows as if every answer were a good one, and rows of one answer as if there were two.
 
     Raises:
-        DataError: says how the good answers alone are learned.
+        DataError: says how the good answers alone are learned, or which trainer the rows are for.
     """
-    if trainer is not TrainerName.sft:
-        return
     columns = dataset.columns
+    if trainer is not TrainerName.sft:
+        _check_preferences(form, trainer, dataset)
+        return
     if form is DataFormat.preference:
         whole = isinstance(row.get(columns.chosen), list)
         words = f"messages dataset.columns.messages={columns.chosen}" if whole else _good_answers(dataset)
@@ -38,6 +39,21 @@ def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], d
             f"the rows say of each answer whether it is good ({columns.label}), and trainer=sft learns every one. Type "
             "dataset.format=prompt_completion for all of them."
         )
+
+
+def _check_preferences(form: DataFormat, trainer: TrainerName, dataset: DatasetSettings) -> None:
+    if form is DataFormat.preference or (form is DataFormat.unpaired_preference and trainer is TrainerName.kto):
+        return
+    if form is DataFormat.unpaired_preference:
+        raise DataError(
+            f"the rows say of each answer whether it is good ({dataset.columns.label}), and trainer={trainer} compares "
+            "two answers to one prompt. Type trainer=kto."
+        )
+    words = "dataset=sample_preference" if dataset.name == "sample" else "dataset.columns.chosen=COLUMN and so on"
+    raise DataError(
+        f"the rows have one answer a prompt (format {form}), and trainer={trainer} learns which of two is better, from "
+        f"columns prompt, chosen, rejected. Type trainer=sft, or {words}."
+    )
 
 
 def _good_answers(dataset: DatasetSettings) -> str:

@@ -25,6 +25,7 @@ LEFT_OUT = (
     ("model", "tiny"),  # random weights, for the project's own tests: nobody fine-tunes it
     ("dataset", "jsonl"),  # needs dataset.path as well
     ("dataset", "codellama_generations"),  # needs dataset.columns as well
+    ("dataset", "sample_preference"),  # needs a preference trainer as well
     ("dataset", "sharegpt"),  # needs a pip package that has no licence
 )
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_lab.config import DatasetSettings
+from llama_lab.config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.data.cache import digest, file_digest
 from llama_lab.data.convert import Located, rows_of
 from llama_lab.data.files import expanded, find_files, package_file
@@ -17,7 +17,10 @@ from llama_lab.hub import dataset_snapshot, explain_hub
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SAMPLE_FILES = {split: Path(__file__).parent / f"sample_{split}.jsonl" for split in ("train", "valid")}
+
+def embedded_files(name: str) -> list[Path]:
+    """The training rows and the held-out rows of a data set that comes with llama_lab."""
+    return [Path(__file__).parent / f"{name}_{split}.jsonl" for split in ("train", "valid")]
 
 
 @dataclass(kw_only=True)
@@ -42,8 +45,9 @@ def open_sources(dataset: DatasetSettings) -> tuple[Source, Source | None]:
     Raises:
         DataError: the rows are not there, or cannot be read.
     """
-    if dataset.name == "sample":
-        return _of_files([SAMPLE_FILES["train"]]), _of_files([SAMPLE_FILES["valid"]])
+    if dataset.name in EMBEDDED_DATASETS:
+        train, valid = embedded_files(str(dataset.name))
+        return _of_files([train]), _of_files([valid])
     if dataset.path is not None:
         return _of_files(find_files(expanded(dataset.path))), None
     if dataset.package is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from llama_lab.choices import DataFormat, LossOn
 from llama_lab.config import DatasetSettings
+from llama_lab.data.answers import PAIRED, encode_answers, fit_answers
 from llama_lab.data.cache import LATER_SETTINGS, cached, code_digest, digest, settings_without, tokenizer_digest
 from llama_lab.data.examples import Examples, Store
 from llama_lab.data.ghost import ghost_attention, ghost_loss_on
@@ -49,8 +51,8 @@ class Split:
     examples: Examples
     """One a row that is kept; decoded when asked for."""
     tokens: Dataset
-    """Columns input_ids and labels, lists of equal length; rows without a label are left out. Of preference rows the
-    columns of the examples, which TRL's trainers tokenise themselves."""
+    """Columns input_ids and labels, lists of equal length; rows without a label are left out. Of preference rows these
+    are the better answer's, and there is more (answers.py)."""
     numbers: np.ndarray
     """For every row of tokens the number of its row in the data set, from 1."""
     counts: Counts
@@ -80,7 +82,7 @@ def tokenise(
         written = []
         for split, count in zip(drawn, counts, strict=True):
             if form in PREFERENCES:
-                rows = _preferences(split, count)
+                rows = _preferences(split, count, dataset, tokenizer)
             else:
                 rows = _pieces(split, count, loss_on, dataset, tokenizer)
             written.append(_write(folder / f"{split.kind}.arrow", rows, form))
@@ -109,14 +111,8 @@ def _pieces(
 ) -> Iterator[dict[str, Any]]:
     """The rows of tokens of a split, each with the number of its row; `counts` learns what became of all."""
     bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-    for number, example in _usable(drawn, counts):
-        try:
-            row = _encoded(example, tokenizer, loss_on, dataset)
-        except DataError as error:
-            if not dataset.skip_bad_rows:
-                raise DataError(f"{drawn.kind} row {number}: {error}") from None
-            counts.add_bad(f"row {number}: {error}", number)
-            continue
+    encoded = partial(_encoded, tokenizer=tokenizer, loss_on=loss_on, dataset=dataset)
+    for number, row in _tokenised(drawn, counts, dataset, encoded):
         length = len(row["input_ids"])
         fitted, head = fit(row, dataset.max_length, dataset.long_rows, bos)
         if head is not None:
@@ -141,12 +137,35 @@ def _encoded(
     return encode(example, tokenizer, loss_on)
 
 
-def _preferences(drawn: Drawn, counts: Counts) -> Iterator[dict[str, Any]]:
-    """Preference rows as they are: which of their tokens are learned is the trainer's affair."""
+def _preferences(
+    drawn: Drawn, counts: Counts, dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """Preference rows, each with the tokens of all its answers."""
+    for number, row in _tokenised(drawn, counts, dataset, partial(encode_answers, tokenizer=tokenizer)):
+        counts.longest = max(counts.longest, len(row["input_ids"]), len(row.get("rejected_ids", ())))
+        kept, head, lost = fit_answers(row, dataset.max_length, dataset.long_rows)
+        counts.num_tokens_cut += lost
+        if head is not None:
+            counts.add(head, number)
+        if kept is None and head != "dropped":
+            counts.add("unlabelled", number)
+        if kept is not None:
+            counts.num_kept += 1
+            counts.add_piece(kept)
+            yield kept | {"row": number}
+
+
+def _tokenised(
+    drawn: Drawn, counts: Counts, dataset: DatasetSettings, encoded: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and tokens of the rows that the template can render; the others stop the run, or are counted."""
     for number, example in _usable(drawn, counts):
-        counts.num_kept += 1
-        counts.num_pieces += 1
-        yield example | {"row": number}
+        try:
+            yield number, encoded(example)
+        except DataError as error:
+            if not dataset.skip_bad_rows:
+                raise DataError(f"{drawn.kind} row {number}: {error}") from None
+            counts.add_bad(f"row {number}: {error}", number)
 
 
 def _usable(drawn: Drawn, counts: Counts) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -180,7 +199,7 @@ def _write(file: Path, rows: Iterator[dict[str, Any]], form: DataFormat) -> str:
         for row in rows:
             content.update(_content(row))
             batch.append(row)
-            num_tokens += len(row.get("input_ids", ())) or 1000  # the rows of preferences are counted as long ones
+            num_tokens += len(row["input_ids"]) + len(row.get("rejected_ids", ()))
             if num_tokens >= BATCH_TOKENS:
                 flush()
                 num_tokens = 0
@@ -189,7 +208,7 @@ def _write(file: Path, rows: Iterator[dict[str, Any]], form: DataFormat) -> str:
 
 
 def _content(row: dict[str, Any]) -> bytes:
-    if "input_ids" not in row:
+    if not row.keys() <= {"input_ids", "labels", "row"}:
         return json.dumps({name: value for name, value in row.items() if name != "row"}).encode() + b"\n"
     length = len(row["input_ids"])
     return length.to_bytes(4, "little") + array("i", row["input_ids"]).tobytes() + array("i", row["labels"]).tobytes()
@@ -198,13 +217,12 @@ def _content(row: dict[str, Any]) -> bytes:
 def _schema(form: DataFormat) -> Any:
     import pyarrow
 
-    turns = pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()}))
     ids = pyarrow.list_(pyarrow.int32())
-    columns = {
-        DataFormat.preference: {"prompt": turns, "chosen": turns, "rejected": turns},
-        DataFormat.unpaired_preference: {"prompt": turns, "completion": turns, "label": pyarrow.bool_()},
-    }.get(form, {"input_ids": ids, "labels": ids})
-    return pyarrow.schema(columns | {"row": pyarrow.int64()})
+    more = {
+        DataFormat.preference: dict.fromkeys(PAIRED, ids),
+        DataFormat.unpaired_preference: {"is_good": pyarrow.bool_()},
+    }.get(form, {})
+    return pyarrow.schema({"input_ids": ids, "labels": ids} | more | {"row": pyarrow.int64()})
 
 
 def _nothing_left(drawn: Drawn, counts: Counts, dataset: DatasetSettings) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_lab.choices import Engine
+from llama_lab.choices import Engine, TrainerName
 from llama_lab.config import RunConfig
 from llama_lab.engine.frozen import base_of
 from llama_lab.engine.network import layer_scale, projections_of
@@ -40,6 +40,8 @@ def choose(config: RunConfig) -> Choice:
         ConfigError: trainer.engine=fast with a setting that it does not compute.
     """
     if config.trainer.engine is Engine.standard:
+        return Choice(engine=Engine.standard)
+    if config.trainer.name is not TrainerName.sft:  # checks.py has refused trainer.engine=fast
         return Choice(engine=Engine.standard)
     if not torch.cuda.is_available():
         return Choice(engine=Engine.fast)

@@ -19,6 +19,8 @@ NUMBERS = (
     "perplexity",
     "exact_match",
     "composes",
+    "reward_accuracy",
+    "reward_margin",
     "train_loss",
     "train_runtime_s",
     "tokens_per_s",

@@ -129,7 +129,7 @@ def _read_config(adapter: Path) -> dict[str, Any]:
 def _checked(word: str) -> str:
     key, equals, _ = word.partition("=")
     if not equals:
-        raise no_value(word)
+        raise ConfigError(f"{no_value(word)} A request of several words stands in quotes.")
     if key not in known_keys():
         raise unknown_key(key.lstrip("+~"))
     if key.split(".")[0] not in (*GROUPS, "seed", "verbose"):

@@ -160,7 +160,7 @@ CASES = [
     ("generate nowhere hello", ["nowhere"]),
     ("generate folder hello", ["folder", "run.json"]),
     ("chat folder", ["folder", "run.json"]),
-    ("generate folder", ["REQUEST"]),
+    ("generate folder", ["request is empty", "quotes"]),
     ("model.name=good.jsonl model.source=hub", ["good.jsonl", "is a file"]),
     ("model.name=no_weights model.source=hub", ["no_weights", "safetensors"]),
     ("model.name=''", ["model.name is empty"]),

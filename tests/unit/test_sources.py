@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -236,16 +236,19 @@ def test_sft_refuses_preferences(tmp_path, read, rows, said):
 
 @pytest.mark.parametrize(
     ("rows", "columns"),
-    [(PREFERENCES, ["prompt", "chosen", "rejected"]), (VERDICTS, ["prompt", "completion", "label"])],
+    [
+        (PREFERENCES, ["input_ids", "labels", "rejected_ids", "rejected_labels"]),
+        (VERDICTS, ["input_ids", "labels", "is_good"]),
+    ],
     ids=["preference", "unpaired"],
 )
-def test_other_trainers_get_the_columns_of_preferences(tmp_path, tiny_tokenizer, rows, columns):
+def test_other_trainers_get_the_tokens_of_all_answers(tmp_path, tiny_tokenizer, rows, columns):
     (tmp_path / "rows.jsonl").write_text(jsonl([*rows, dict.fromkeys(rows[0])]))
-    dataset, trainer = DatasetSettings(path=str(tmp_path / "rows.jsonl")), cast(TrainerName, "dpo")
+    dataset, trainer = DatasetSettings(path=str(tmp_path / "rows.jsonl")), TrainerName.kto
     splits = build_splits(dataset, tiny_tokenizer, seed=0, trainer=trainer)
     assert splits.train.tokens.column_names == columns
-    assert splits.train.tokens.to_list() == list(splits.train.examples)
-    assert splits.train.tokens[0]["prompt"] == [{"role": "user", "content": "number 0"}]
+    assert splits.train.examples[0]["prompt"] == [{"role": "user", "content": "number 0"}]
+    assert "number 0" in tiny_tokenizer.decode(splits.train.tokens[0]["input_ids"])
     assert splits.train.counts.num_empty + splits.valid.counts.num_empty == 1
     assert build_splits(dataset, tiny_tokenizer, seed=0, trainer=trainer).fingerprint == splits.fingerprint
     with pytest.raises(DataError):  # also where the rows are in the cache

@@ -1,0 +1,131 @@
+"""model.adapter: a run that goes on with the adapter of another one. Nothing here imports torch until it loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_lab.config import LLAMA_LINEAR, LoraSettings, RunConfig
+from llama_lab.data.files import expanded
+from llama_lab.errors import ConfigError, ModelError
+from llama_lab.take.fits import check_fits
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def check_adapter(config: RunConfig) -> None:
+    """Refuse an adapter that is not there, is of another base, or has other sizes than lora.* says.
+
+    Raises:
+        ModelError: there is no whole adapter, or it does not fit the base.
+        ConfigError: the settings differ; says all the words that make them agree.
+    """
+    if config.model.adapter is None:
+        return
+    name, folder = config.model.adapter, adapter_folder(config.model.adapter)
+    try:
+        peft = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = _settings_of(peft)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"model.adapter={name}: {folder / CONFIG_FILE} cannot be read as that of a LoRA: {error}."
+        ) from None
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"model.adapter={name}: {folder} has no adapter_model.safetensors. Name a run that has ended.")
+    _check_base(folder, config)
+    check_fits(folder, peft, config.model)
+    here = _words_of(config.lora)
+    words = [f"{key}={value}" for key, value in settings.items() if value != here[key]]
+    if words:
+        said = ", ".join(f"{key}={here[key]}" for key in settings if settings[key] != here[key])
+        raise ConfigError(
+            f"model.adapter={name} was trained with other settings than {said}, and goes on with its own. "
+            f"Type {' '.join(words)}"
+        )
+
+
+def continue_adapter(base: PreTrainedModel, name: str) -> PeftModel:
+    """The base with the adapter, ready to be trained further.
+
+    Raises:
+        ModelError: PEFT cannot load it.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(base, str(adapter_folder(name)), is_trainable=True)
+    except Exception as error:
+        raise ModelError(f"model.adapter={name} does not load: {' '.join(str(error).split())[:300]}") from error
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder with the adapter of a run, of a checkpoint, or of PEFT.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = expanded(name)
+    for folder in (path, path / "adapter"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    if (path / "run.json").is_file():
+        raise ModelError(
+            f"model.adapter={name} is a run without an adapter yet. Finish it with: python -m llama_lab resume={name}"
+        )
+    what = "holds neither a run nor a PEFT adapter" if path.exists() else "is not there"
+    raise ModelError(f"model.adapter={name} {what}. Name the folder of a finished run: outputs/DATE/TIME")
+
+
+def _check_base(folder: Path, config: RunConfig) -> None:
+    """A run beside the adapter knows which base it was trained on."""
+    lock = folder.parent / "run.json"
+    if folder.name != "adapter" or not lock.is_file():
+        return
+    try:
+        theirs = json.loads(lock.read_text(encoding="utf-8"))["config"]["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model.adapter={config.model.adapter}: {lock} cannot be read: {error!r}.") from None
+    if theirs != config.model.name:
+        raise ModelError(
+            f"model.adapter={config.model.adapter} was trained on {theirs}, and the run loads {config.model.name}. "
+            f"Type model= with the choice for {theirs}, or model.name={theirs}."
+        )
+
+
+def _settings_of(peft: dict[str, Any]) -> dict[str, str]:
+    """What an adapter_config.json says, in our words."""
+    init = peft.get("init_lora_weights", True)
+    targets = peft["target_modules"]
+    return {
+        "lora.r": str(peft["r"]),
+        "lora.alpha": f"{peft['lora_alpha']:g}",
+        "lora.init": "default" if init is True else str(init),
+        "lora.use_rslora": str(bool(peft.get("use_rslora"))).lower(),
+        "lora.use_dora": str(bool(peft.get("use_dora"))).lower(),
+        "lora.target_modules": _listed(targets) if isinstance(targets, list) else str(targets),
+        "lora.modules_to_save": _listed(peft.get("modules_to_save") or []),
+    }
+
+
+def _words_of(lora: LoraSettings) -> dict[str, str]:
+    targets = lora.target_modules
+    return {
+        "lora.r": str(lora.r),
+        "lora.alpha": f"{lora.alpha:g}",
+        "lora.init": str(lora.init),
+        "lora.use_rslora": str(lora.use_rslora).lower(),
+        "lora.use_dora": str(lora.use_dora).lower(),
+        "lora.target_modules": targets if isinstance(targets, str) else _listed(targets),
+        "lora.modules_to_save": _listed(lora.modules_to_save),
+    }
+
+
+def _listed(names: list[str]) -> str:
+    """As a word; PEFT writes the layers of all-linear with their full paths."""
+    found = sorted({name.split(".")[-1] for name in names})
+    return "all-linear" if set(found) == set(LLAMA_LINEAR) else f"[{','.join(found)}]"

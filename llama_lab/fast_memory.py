@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from llama_lab.activations import FP32
 from llama_lab.choices import Memory, QuantType
 from llama_lab.config import RunConfig
 from llama_lab.params import ModelShape, adapter_tensors
 
-BF16, FP32 = 2, 4
+BF16 = 2
 HEAD_CHUNK = 1024
-"""Tokens whose logits are there at once (engine/network.py)."""
+"""Tokens whose logits engine/network.py has at once."""
 FLASH_BLOCK = 128
 """Tokens to which the backward pass of attention fills up each row of queries."""
 

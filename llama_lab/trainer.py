@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from llama_lab.errors import ConfigError
 from llama_lab.events import Listener
 from llama_lab.loss import summed_loss
 from llama_lab.results import FitResult
-from llama_lab.training import PARTIAL, FitSettings, Recorder, check_written_by, last_checkpoint, step_of
+from llama_lab.training import PARTIAL, FitSettings, Recorder, check_written_by, last_checkpoint, recording
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,15 +48,9 @@ def train_with(
     trainer: Any, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]
 ) -> FitResult:
     """Run any of TRL's trainers to its end, from the last complete checkpoint if there is one; see `fit`."""
-    start = last_checkpoint(settings.checkpoints)
-    shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
-    recorder = Recorder(settings=settings, listener=listener, evaluate=evaluate, start_step=step_of(start))
-    trainer.add_callback(_Teller(recorder))
-    try:
+    with recording(settings, listener, evaluate) as (start, recorder):
+        trainer.add_callback(_Teller(recorder))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    finally:
-        listener.ended()
-        shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
     return recorder.result(trainer.state.global_step)
 
 

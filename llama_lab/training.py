@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +137,20 @@ class Recorder:
             doomed.parent.mkdir(exist_ok=True)
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def recording(
+    settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]
+) -> Iterator[tuple[Path | None, Recorder]]:
+    """The checkpoint to go on from, if there is one, and who records; afterwards the listener is told of the end."""
+    start = last_checkpoint(settings.checkpoints)
+    shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
+    try:
+        yield start, Recorder(settings=settings, listener=listener, evaluate=evaluate, start_step=step_of(start))
+    finally:
+        listener.ended()
+        shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

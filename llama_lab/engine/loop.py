@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from llama_lab.engine.replay import Replay
 from llama_lab.engine.stream import Stream, StreamCollator, as_it_is, chosen_sizes, made_ahead, next_size
 from llama_lab.results import FitResult
 from llama_lab.trainer import build_trainer
-from llama_lab.training import PARTIAL, FitSettings, Recorder, check_written_by, last_checkpoint, step_of
+from llama_lab.training import FitSettings, Recorder, check_written_by, last_checkpoint, recording
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,24 +39,20 @@ def fit(
     listener: Listener,
     evaluate: Callable[[], dict[str, float]],
 ) -> FitResult:
-    """What trainer.fit does, for models and settings that choose.why_standard lets through.
+    """What trainer.fit does, for models and settings that choose.unsuited_model lets through.
 
     Raises:
         RunError: the loss is no longer finite.
     """
-    start = last_checkpoint(settings.checkpoints)
-    check_written_by(start, flat=True)
-    shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
-    recorder = Recorder(settings=settings, listener=listener, evaluate=evaluate, start_step=step_of(start))
-    loop = _Loop(model, tokenizer, train, settings, recorder)
-    try:
-        if start is not None:
-            checkpoint.load(start, model, loop.network.adapter, loop.optimizer)
-        loop.run()
-    finally:
-        loop.network.adapter.release()
-        listener.ended()
-        shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
+    check_written_by(last_checkpoint(settings.checkpoints), flat=True)
+    with recording(settings, listener, evaluate) as (start, recorder):
+        loop = _Loop(model, tokenizer, train, settings, recorder)
+        try:
+            if start is not None:
+                checkpoint.load(start, model, loop.network.adapter, loop.optimizer)
+            loop.run()
+        finally:
+            loop.network.adapter.release()
     return recorder.result(loop.num_steps)
 
 

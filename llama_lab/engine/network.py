@@ -18,9 +18,7 @@ from llama_lab.engine.block import Block, Saved, Step
 from llama_lab.engine.frozen import Frozen, base_of
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.rows import RowBounds
-
-HEAD_CHUNK = 1024
-"""Tokens whose logits are there at once."""
+from llama_lab.fast_memory import HEAD_CHUNK
 
 
 @dataclass(kw_only=True)
@@ -42,7 +40,7 @@ class Inputs:
 
 
 class Network:
-    """Computes losses, and the gradients of the adapter, of a PEFT model that `choose.why_standard` lets through."""
+    """Computes losses, and the gradients of the adapter, of a PEFT model that `choose.unsuited_model` lets through."""
 
     def __init__(self, model: Any, memory: Memory, *, compiled: bool) -> None:
         causal = model.get_base_model()

@@ -28,11 +28,6 @@ def unsuited(config: RunConfig) -> str | None:
     return next((setting for setting, holds in reasons.items() if holds), None)
 
 
-def least_memory(config: RunConfig) -> Memory:
-    """trainer.memory, where auto is the level that takes the least."""
-    return Memory.lean if config.trainer.memory is Memory.auto else config.trainer.memory
-
-
 def allowed_memory(config: RunConfig) -> tuple[Memory, ...]:
     """The levels that a run may take, the fastest first. Checkpointing asks for the leanest."""
     t = config.trainer

@@ -97,7 +97,7 @@ class Network:
             adapted = [layer for layer in group if layer is not base_of(layer)]
             made.append(
                 Projection(
-                    frozen=Frozen(group, keep=memory is Memory.fast),
+                    frozen=Frozen(group, self.pieces, keep=memory is Memory.fast),
                     places=_places(group),
                     share=_dropout_of(adapted),
                     scale_K=self.embedding.new_tensor([layer_scale(adapted)]),

@@ -59,6 +59,23 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int) -> Peft
         ) from error
 
 
+def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: int) -> None:
+    """One more adapter on the same base, to the bit the one that `add_adapter` makes there.
+
+    It is not the active one: `model.set_adapter(name)` makes it that.
+
+    Raises:
+        ConfigError: PEFT refuses the settings for this base.
+    """
+    torch.manual_seed(seed)
+    try:
+        model.add_adapter(name, lora_config(lora))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
+        ) from error
+
+
 def count_params(model: PeftModel) -> tuple[int, int]:
     """(trainable, all) parameters; 4-bit weights count as the numbers they stand for."""
     trainable, total = model.get_nb_trainable_parameters()

@@ -30,7 +30,7 @@ def step_keys(seed: int, step: int, micro_step: int, scales: Sequence[float], sh
 
 
 def thinned(x_KND: Tensor, keys_KW: Tensor) -> Tensor:
-    """What goes into the A of one layer: 0 where it is left out, the rest scaled up so that the mean stays, and by s."""
+    """What goes into the A of one layer: 0 where it is left out, the rest times s and scaled up to keep its mean."""
     scaled = x_KND * keys_KW[:, 3, None, None].view(torch.float32)  # in fp32: bf16 has too few digits for the factor
     return torch.where(kept(keys_KW, x_KND.shape[1], x_KND.shape[2]), scaled, 0).to(x_KND.dtype)
 

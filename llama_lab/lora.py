@@ -40,7 +40,7 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftModel:
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = "default") -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
     Raises:
@@ -52,7 +52,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int) -> Peft
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
     torch.manual_seed(seed)
     try:
-        return get_peft_model(base, lora_config(lora))
+        return get_peft_model(base, lora_config(lora), adapter_name=name)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"

@@ -174,7 +174,7 @@ class Stack:
         live = self.live
         if not self.is_planned:
             self.is_planned = True
-            if sizes := self.shapes.plan(live):
+            if sizes := self.shapes.plan(max(row.longest for row in live), [row.sizes_left for row in live]):
                 said = ", ".join(map(str, sizes))
                 self.note(f"Compiled, and recorded for micro-batches of {said} tokens, at their first use.")
         width = self.shapes.settle(len(live), max(len(row.sizes_left) for row in live))

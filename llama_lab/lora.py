@@ -65,8 +65,12 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
     It is not the active one: `model.set_adapter(name)` makes it that.
 
     Raises:
-        ConfigError: PEFT refuses the settings for this base.
+        ConfigError: lora.init changes the base, which others share; or PEFT refuses the settings for this base.
     """
+    if lora.init in (LoraInit.pissa, LoraInit.olora, LoraInit.loftq):
+        raise ConfigError(
+            f"lora.init={lora.init} changes the base, on which other adapters are trained. Type lora.init=default."
+        )
     torch.manual_seed(seed)
     try:
         model.add_adapter(name, lora_config(lora))

@@ -19,6 +19,7 @@ from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.checkpoint import load_weights
 from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.network import Network
+from llama_lab.engine.optimizer import NOTHING, FlatAdamW, Update
 from llama_lab.engine.replay import Replay
 from llama_lab.engine.row import Row
 from llama_lab.engine.shapes import Shapes
@@ -231,12 +232,12 @@ def pairs(adapter, other):
 
 
 def test_a_slot_is_filled_again_when_a_row_is_pruned(base, lone, tmp_path):
-    pruned = run_of("short", tmp_path, stop_at=3)
+    pruned = run_of("short", tmp_path, "trainer.logging_steps=2", stop_at=3)  # the loss of step 3 is told to nobody
     runs = [pruned, run_of("long", tmp_path), run_of("summed", tmp_path)]
     Together(base, runs, num_rows=2).finish()
     assert isinstance(pruned.row.error, Pruned)
     assert pruned.row.error.step == 3
-    assert [row["step"] for row in pruned.rows] == [1, 2, 3]
+    assert [row["step"] for row in pruned.rows] == [2]
     for run in runs[1:]:
         same(run, lone[run.name])
 
@@ -288,6 +289,23 @@ def test_padding_of_ranks_stays_zero(base, tmp_path):
                 assert not any(b[k, :, rank:].any() for b in matrices.b_KOR)
                 assert matrices.a_KPRD[k, :, :rank].any()
                 assert all(b[k, :, :rank].any() for b in matrices.b_KOR)
+
+
+def test_the_optimizer_touches_only_the_rows_that_step(base):
+    model = add_adapter(copy.deepcopy(base), config_of("short").lora, seed=0)
+    network = Network(model, Memory.balanced, num_rows=3, rank=4, dropout=False, compiled=False)
+    optimizer, grad = FlatAdamW(network.adapter, compiled=False), network.adapter.grad_KS
+    buffers = (network.adapter.master_KS, optimizer.m_KS, optimizer.v_KS, optimizer.norm_K1)
+    for buffer in buffers:
+        buffer.uniform_(generator=torch.Generator().manual_seed(0))
+    before = [buffer.clone() for buffer in buffers]
+    grad.fill_(1.0)
+    grad[0] = float("nan")
+    optimizer.step([NOTHING, Update(is_first=True, number=4, learning_rate=0.1)])
+    for buffer, old in zip(buffers, before, strict=True):
+        assert torch.equal(buffer[[0, 2]], old[[0, 2]])
+        assert not torch.equal(buffer[1], old[1])
+        assert buffer.isfinite().all()
 
 
 @pytest.mark.parametrize("again_alone", [True, False])

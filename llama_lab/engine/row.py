@@ -71,13 +71,9 @@ class Row:
         layers = lora_layers(model, adapter_name).values()
         self.rank = max(layer.r[adapter_name] for layer in layers)
         self.dropout = max(_dropout_of(layer, adapter_name) for layer in layers)
-        lengths = self.schedule.lengths
-        self.longest = max(map(max, lengths))
+        self.longest = max(map(max, self.schedule.lengths))
         """Tokens of its longest row."""
-        self._sizes = [
-            (sum(sum(lengths[i]) for i in batch), sum(len(lengths[i]) for i in batch))
-            for batch in self.schedule.batches(self.start_step)
-        ]
+        self._sizes = self.schedule.sizes(self.start_step)
         self._num_done, self.logged_step = 0, self.start_step
         self.slot = -1
         """Where the stack has put it."""

@@ -44,6 +44,11 @@ class Schedule:
         """The lines of each micro-batch after this step."""
         return [batch for window in self.windows[start_step:] for batch in window]
 
+    def sizes(self, start_step: int) -> list[tuple[int, int]]:
+        """Tokens and rows of each of these."""
+        lengths = [[self.lengths[i] for i in batch] for batch in self.batches(start_step)]
+        return [(sum(map(sum, lines)), sum(map(len, lines))) for lines in lengths]
+
     def epoch(self, step: int) -> float:
         """Passes over the rows after this step; the last step of an epoch may have fewer micro-batches."""
         epoch, before = divmod(step - 1, self.steps_per_epoch)
@@ -89,6 +94,11 @@ def _learning_rates(args: Any, num_steps: int) -> list[float]:
 
 
 def _row_lengths(train: Dataset) -> list[list[int]]:
-    if LENGTHS in train.column_names:
-        return [list(lengths) for lengths in train[LENGTHS]]
-    return [[len(ids)] for ids in train["input_ids"]]
+    """Asked of Arrow, since the tokens themselves would all become Python's."""
+    from pyarrow import compute
+
+    column = LENGTHS if LENGTHS in train.column_names else "input_ids"
+    lists: Any = train.select_columns([column]).with_format("arrow")[:]
+    if column == LENGTHS:
+        return lists[column].to_pylist()
+    return [[length] for length in compute.list_value_length(lists[column]).to_pylist()]

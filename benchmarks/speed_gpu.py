@@ -96,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="folder of a checkpoint")
     parser.add_argument("--peers", type=Path, help="folder with bench.py: measure the peers, not us")
-    parser.add_argument("--only", default="", help="the system or case to measure, such as trl")
+    parser.add_argument("--only", default="", help="the system, the case or both, such as 'trl 8192'")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
@@ -174,7 +174,7 @@ def between(metrics: Path) -> dict[str, float]:
 def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each run of a peer; one that fails is printed and left out."""
     for case, system, settings in PEERS:
-        if args.only not in (system, case, ""):
+        if args.only not in (system, case, f"{system} {case}", ""):
             continue
         command = [sys.executable, "bench.py", system, args.base, *settings, "steps=16", "warm=6"]
         done = subprocess.run(command, cwd=args.peers, capture_output=True, text=True)

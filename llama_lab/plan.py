@@ -113,7 +113,7 @@ def _read(made: Plan) -> None:
     from llama_lab.data.batches import schedule, training_rows
     from llama_lab.data.splits import build_splits
     from llama_lab.model import load_tokenizer
-    from llama_lab.preference_batches import lengths_at_once
+    from llama_lab.preference_batches import lengths_at_once, lengths_of_pass
 
     config = made.config
     made.tokenizer = load_tokenizer(config.model)
@@ -121,7 +121,8 @@ def _read(made: Plan) -> None:
     vocab_size = made.shape.vocab_size if made.shape else len(made.tokenizer)
     made.findings = audit(made.splits, made.tokenizer, config.dataset, vocab_size)
     rows = training_rows(made.splits.train.tokens, config.dataset)
-    numbers, lengths = numbers_of(rows, made.tokenizer), np.array(lengths_at_once(rows, config.trainer.name))
+    numbers = numbers_of(rows, made.tokenizer)
+    lengths = np.array(lengths_of_pass(lengths_at_once(rows, config.trainer), config.trainer))
     made.schedule = schedule(lengths, config.trainer, config.dataset, seed=config.seed)
     made.longest, made.num_learned = int(lengths.max()), int(numbers.num_learned.sum())
 

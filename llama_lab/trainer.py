@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def build_trainer(
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id, multiple_of=settings.pad_to_multiple_of),
         processing_class=tokenizer,
     )
-    _keep_fp32(model)
+    keep_fp32(model)
     take_out_printers(trainer)
     return trainer
 
@@ -116,8 +117,9 @@ def shared_arguments(settings: FitSettings) -> dict[str, Any]:
     )
 
 
-def _keep_fp32(model: PeftModel) -> None:
-    # SFTTrainer casts a 4-bit model's adapter to bf16, and a resumed run reloads it as fp32: then the two differ
+def keep_fp32(model: PeftModel) -> None:
+    """Undo TRL's cast of the trained parameters."""
+    # TRL casts a 4-bit model's adapter to bf16, and a resumed run reloads it as fp32: then the two differ
     for param in model.parameters():
         if param.requires_grad:
             param.data = param.data.float()
@@ -150,8 +152,18 @@ class _FastTrainer(_Trainer):
 TOLD = {name: name for name in ("grad_norm", "learning_rate", "epoch")} | {
     "rewards/accuracies": "reward_accuracy",
     "rewards/margins": "reward_margin",
+    "accuracy": "reward_accuracy",
+    "margin": "reward_margin",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "share_of_equal_groups",
+    "kl": "kl",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "share_of_clipped_completions",
 }
 """What is told of a step beside its loss: TRL's name and ours."""
+ONE_REWARD = re.compile(r"rewards/([^/]+)/mean")
+"""TRL's name of the mean of one reward; ours is reward_NAME."""
 
 
 class _Teller(TrainerCallback):
@@ -176,7 +188,8 @@ class _Teller(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             numbers: dict[str, float] = {name: logs[key] for key, name in TOLD.items() if key in logs}
-            self.recorder.log(state.global_step, logs["loss"], numbers)
+            numbers |= {f"reward_{found[1]}": logs[key] for key in logs if (found := ONE_REWARD.fullmatch(key))}
+            self.recorder.log(state.global_step, logs["loss"], {k: v for k, v in numbers.items() if v is not None})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -519,6 +519,9 @@ class RunConfig:
     tracking: TrackingSettings = MISSING
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    """Several runs instead of one, by name, each with the words that make it different; each goes on with the adapter
+    of the one before (stages.py)."""
     seed: int = 0
     """Of the adapter's start, the order of the rows, dropout, and the held-out split."""
     objective: str = "eval_loss"

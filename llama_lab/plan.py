@@ -16,6 +16,7 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import DataError, LlamaLabError
 from llama_lab.params import ModelShape, count_params, shape_of
 from llama_lab.process import prepare, quiet_libraries
+from llama_lab.stages import stages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,10 +70,18 @@ def plan(words: list[str], options: Options) -> int:
     Raises:
         LlamaLabError: the words compose no run.
     """
+    config, console = compose_words(words), Console()
+    codes = []
+    for stage in stages_of(config, words):
+        console.print(f"\nStage {stage.number} of {len(config.stages)}, {stage.name}", style="bold", highlight=False)
+        codes.append(_plan(console, stage.config, options))
+    return max(codes) if codes else _plan(console, config, options)
+
+
+def _plan(console: Console, config: RunConfig, options: Options) -> int:
     from llama_lab.plan_view import show_plan
 
-    made = _make(words)
-    console = Console()
+    made = _make(config)
     show_plan(console, made, options, _throughput(made.config, options))
     _write_page(console, made, options)
     return made.exit_code
@@ -82,16 +91,15 @@ def data(words: list[str], options: Options) -> int:
     """Print the rows and their checks alone."""
     from llama_lab.plan_view import show_data
 
-    made = _make(words)
+    made = _make(compose_words(words))
     console = Console()
     show_data(console, made, options)
     _write_page(console, made, options)
     return made.exit_code
 
 
-def _make(words: list[str]) -> Plan:
+def _make(config: RunConfig) -> Plan:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: a plan takes no memory of a GPU in use
-    config = compose_words(words)
     if (wanted := config.trainer.micro_batch_size) not in (None, "auto"):
         config = replace(config, trainer=config.trainer.with_micro_batch(int(wanted)))
     prepare(config)

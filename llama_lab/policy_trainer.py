@@ -24,7 +24,7 @@ from llama_lab.own_settings import OWN_SETTINGS
 from llama_lab.preference_batches import check_num_prompts
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
-from llama_lab.rewards import REWARD_MODEL, find_reward
+from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
 from llama_lab.trainer import shared_arguments, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
@@ -81,7 +81,7 @@ class PolicyTrainer:
             for name, worth in self.worths.items()
         }
         total = sum(weight * mean for weight, mean in zip(self.weights, by_name.values(), strict=True))
-        return {"reward": total} | {f"reward_{name}": mean for name, mean in by_name.items()}
+        return {"reward": total} | {number_of(name): mean for name, mean in by_name.items()}
 
 
 def prepare_policy_trainer(

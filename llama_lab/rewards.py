@@ -92,6 +92,11 @@ def check_rewards(names: list[str], reward_model: str | None) -> None:
             )
 
 
+def number_of(name: str) -> str:
+    """What the mean of one reward is called in metrics.jsonl and result.json: reward_length, reward_FUNCTION, ..."""
+    return name if name == REWARD_MODEL else f"reward_{name.rpartition(':')[2]}"
+
+
 def find_reward(name: str) -> Reward:
     """The function of a name.
 

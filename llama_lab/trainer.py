@@ -17,6 +17,7 @@ from llama_lab.errors import ConfigError
 from llama_lab.events import Listener
 from llama_lab.loss import summed_loss
 from llama_lab.results import FitResult
+from llama_lab.rewards import number_of
 from llama_lab.training import PARTIAL, FitSettings, Recorder, check_written_by, last_checkpoint, recording
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ TOLD = {name: name for name in ("grad_norm", "learning_rate", "epoch")} | {
 }
 """What is told of a step beside its loss: TRL's name and ours."""
 ONE_REWARD = re.compile(r"rewards/([^/]+)/mean")
-"""TRL's name of the mean of one reward; ours is reward_NAME."""
+"""TRL's name of the mean of one reward."""
 
 
 class _Teller(TrainerCallback):
@@ -188,7 +189,7 @@ class _Teller(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             numbers: dict[str, float] = {name: logs[key] for key, name in TOLD.items() if key in logs}
-            numbers |= {f"reward_{found[1]}": logs[key] for key in logs if (found := ONE_REWARD.fullmatch(key))}
+            numbers |= {number_of(found[1]): logs[key] for key in logs if (found := ONE_REWARD.fullmatch(key))}
             self.recorder.log(state.global_step, logs["loss"], {k: v for k, v in numbers.items() if v is not None})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -21,8 +21,8 @@ from llama_lab.stages import stages_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llama_lab.data.audit import Finding
     from llama_lab.data.batches import Schedule
+    from llama_lab.data.findings import Finding
     from llama_lab.data.splits import Splits
 
 
@@ -58,7 +58,7 @@ class Plan:
     @property
     def exit_code(self) -> int:
         """0 fine, 1 warnings, 2 the run would fail."""
-        from llama_lab.data.audit import Level
+        from llama_lab.data.findings import Level
 
         levels = {finding.level for finding in self.findings}
         return 2 if Level.failure in levels else 1 if Level.warning in levels else 0
@@ -108,7 +108,7 @@ def _make(config: RunConfig) -> Plan:
     try:
         _read(made)
     except LlamaLabError as error:
-        from llama_lab.data.audit import Finding, Level
+        from llama_lab.data.findings import Finding, Level
 
         made.findings.append(Finding(level=Level.failure, check="rows", message=str(error)))
     return made

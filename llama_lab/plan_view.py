@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_lab.data.audit import Level
+from llama_lab.data.findings import Level
 from llama_lab.data.view import LEGEND, as_text
 from llama_lab.own_settings import SAMPLING
 from llama_lab.plan import Options, Plan, parameters

@@ -21,8 +21,9 @@ from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.continued import continue_adapter
 from llama_lab.data.answers import chat_of
-from llama_lab.data.audit import Level, audit, stop_on_failure
+from llama_lab.data.audit import audit, stop_on_failure
 from llama_lab.data.batches import training_rows
+from llama_lab.data.findings import Level
 from llama_lab.data.splits import Splits, build_splits
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up

@@ -36,7 +36,7 @@ from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
 from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
-from llama_lab.stages import read_stages, run_stages, stages_of
+from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
 
@@ -51,8 +51,10 @@ class CheckFirst(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check the settings and the folder."""
         with _ends_the_process():
-            settings = parse(_without_hydra(config))
-            stages_of(settings, list(config.hydra.overrides.task))
+            task, words = _without_hydra(config), list(config.hydra.overrides.task)
+            check_words_of(task.get("stages") or {}, words)
+            settings = parse(task)
+            stages_of(settings, words)
             check_start(settings)
             if config.hydra.sweeper._target_ == STUDY_SWEEPER:
                 print("llama_lab: this is one run. With -m it is a study: python -m llama_lab -m ...", file=sys.stderr)

@@ -209,6 +209,9 @@ def no_ppo() -> ConfigError:
 
 def _unreadable_word(word: str) -> ConfigError:
     key, _, value = word.partition("=")
+    if key.startswith("stages.") and value.startswith("[") and "'" not in value:
+        quoted = ",".join(f"'{part}'" for part in value.strip("[]").split(","))
+        return ConfigError(f"'{word}' cannot be read: each word of a stage stands in quotes. Type \"{key}=[{quoted}]\"")
     if word.count("=") > 1 and " " in word:
         return ConfigError(f"'{word}' is one word with several settings. Leave the quotes out: {word}")
     if "=" not in word and not word.startswith("~"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,21 +55,32 @@ def stages_of(config: RunConfig, words: list[str]) -> list[Stage]:
     Raises:
         LlamaLabError: what is wrong with the words of a stage, or with the settings that they compose.
     """
-    groups = {word.partition("=")[0] for word in words if "." not in word.partition("=")[0]}
+    check_words_of(config.stages, words)
     stages = []
     for number, (name, own) in enumerate(config.stages.items(), 1):
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"stages.{name}: the name becomes that of a folder. Take letters, digits and _ alone.")
-        twice = sorted(groups & {word.partition("=")[0] for word in own})
-        if twice:
-            raise ConfigError(
-                f"{twice[0]}= is chosen by the stage {name} itself ({', '.join(own)}). Leave it out, or type the "
-                f"stage's own words: 'stages.{name}=[WORD,WORD]'."
-            )
         kept = [word for word in words if not word.lstrip("+").startswith("stages.")]
         composed = compose_words_of(name, [*own, *kept])
         stages.append(Stage(number=number, name=name, words=[*own, *kept], config=replace(composed, stages={})))
     return stages
+
+
+def check_words_of(stages: Mapping[str, list[str]], words: list[str]) -> None:
+    """Refuse a name that is none, and a choice that both the command line and a stage make.
+
+    Raises:
+        ConfigError: names the stage, and what to type.
+    """
+    groups = {word.partition("=")[0] for word in words if "." not in word.partition("=")[0]}
+    for name, own in stages.items():
+        if not NAME.fullmatch(str(name)):
+            raise ConfigError(f"stages.{name}: the name becomes that of a folder. Take letters, digits and _ alone.")
+        twice = sorted(groups & {word.partition("=")[0] for word in own})
+        if twice:
+            quoted = ",".join(f"'{word}'" for word in own)
+            raise ConfigError(
+                f"{twice[0]}= is chosen by the stage {name} itself. Leave it out, or type other words of the stage: "
+                f'"stages.{name}=[{quoted}]"'
+            )
 
 
 def compose_words_of(name: str, words: list[str]) -> RunConfig:

@@ -15,7 +15,7 @@ SHORT_ANSWERS = "stages.grpo=['trainer=grpo','dataset=sample_rewards','trainer.m
 @pytest.fixture(scope="module")
 def done(lab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages") / "all"
-    return lab.run(folder, *WORDS, "experiment=sft_then_dpo", "tracking.mode=offline")
+    return lab.run(folder, *WORDS, "experiment=sft_then_dpo", "tracking=none")
 
 
 def test_each_stage_is_a_run_that_goes_on_with_the_one_before(done):

@@ -104,6 +104,30 @@ def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
     assert "trainer.rewards=[reward_model]" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["trainer=grpo", "dataset=sample_rewards", "model.adapter={reward}"],
+            "trainer.reward_model={reward} to learn",
+        ),
+        (["trainer=reward", "dataset=sample_preference", "model.adapter={sft}"], "Leave model.adapter out"),
+        (
+            ["trainer=grpo", "dataset=sample_rewards", "trainer.rewards=[reward_model]", "trainer.reward_model={sft}"],
+            "is a run of trainer=sft, whose model scores nothing",
+        ),
+    ],
+)
+def test_a_model_of_the_other_kind_is_refused_before_anything_is_written(
+    lab, reward_model, tiny_run, tmp_path, words, said
+):
+    folders = {"reward": reward_model, "sft": tiny_run}
+    done = lab("model=tiny", *(word.format(**folders) for word in words), cwd=tmp_path)
+    assert done.returncode == 2
+    assert said.format(**folders) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_answers_become_worth_more(lab, reward_model, tmp_path, trainer):
     """A function of the user's scores beside the reward model."""

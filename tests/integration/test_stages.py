@@ -40,6 +40,13 @@ def test_stages_are_one_group_and_rows_of_one_table(lab, done):
     assert [row["run"] for row in json.loads(table.stdout)["rows"]] == ["2_dpo", "1_sft"]
 
 
+def test_a_stage_is_taken_away_and_done_again_like_any_run(lab, done, tmp_path):
+    merged = lab("merge", str(done / "2_dpo"), "--to", str(tmp_path / "model"), cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    again = lab("repro", str(done / "2_dpo"), "--check", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
 def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
     folder = tmp_path / "run"
     words = [*WORDS, "experiment=sft_then_grpo", SHORT_ANSWERS, "tracking=none"]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -51,7 +51,9 @@ class CheckFirst(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check the settings and the folder."""
         with _ends_the_process():
-            task, words = _without_hydra(config), list(config.hydra.overrides.task)
+            # as typed: what refers to a setting is not followed here
+            words = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            task = _without_hydra(config)
             check_words_of(task.get("stages") or {}, words)
             settings = parse(task)
             stages_of(settings, words)

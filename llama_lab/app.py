@@ -11,10 +11,11 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,7 +35,8 @@ from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
 from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
-from llama_lab.rundir import RunDir, check_run_folder
+from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
+from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
 
@@ -49,7 +51,12 @@ class CheckFirst(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check the settings and the folder."""
         with _ends_the_process():
-            settings = parse(_without_hydra(config))
+            # as typed: what refers to a setting is not followed here
+            words = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            task = _without_hydra(config)
+            check_words_of(task.get("stages") or {}, words)
+            settings = parse(task)
+            stages_of(settings, words)
             check_start(settings)
             if config.hydra.sweeper._target_ == STUDY_SWEEPER:
                 print("llama_lab: this is one run. With -m it is a study: python -m llama_lab -m ...", file=sys.stderr)
@@ -115,7 +122,11 @@ def job(cfg: DictConfig) -> float:
         if hydra_cfg.mode is RunMode.MULTIRUN and config.tracking.group is None:
             config.tracking.group = Path(hydra_cfg.sweep.dir).name  # the runs of a grid belong together
         check_run_folder(folder, config.trainer.resume)  # of a sweep; CheckFirst has done it for a single run
-        return run_in(config, folder, list(hydra_cfg.overrides.task))
+        words = list(hydra_cfg.overrides.task)
+        if config.stages:
+            group = f"{hydra_cfg.runtime.choices['experiment']}_{folder.name}"
+            return run_stages(stages_of(config, words), folder, config.tracking.group or group, run_in)
+        return run_in(config, folder, words)
     except Exception as error:
         logging.getLogger(__name__).exception("The run failed")
         if hydra_cfg.mode is RunMode.MULTIRUN:
@@ -139,6 +150,10 @@ def resume(folder: Path, words: list[str]) -> int:
         hint = did_you_mean(folder.name, beside, f"resume={folder.parent / '{}'}")
         reason = "that is a file, not a folder." if os.path.exists(folder) else f"there is no such folder.{hint}"
         raise RunError(f"resume={folder}: {reason} A run lies in outputs/DATE/TIME.")
+    if (folder / STAGES_FILE).is_file():
+        stages = [replace(stage, config=_changed(stage.config, words)) for stage in read_stages(folder)]
+        run_stages(stages, folder.resolve(), folder.resolve().name, run_in)
+        return 0
     run_dir = RunDir(folder.resolve())
     lock = run_dir.read_lock()
     config = _changed(config_of(lock), words)

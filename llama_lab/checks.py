@@ -16,6 +16,8 @@ from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
 from llama_lab.preference_checks import check_preferences
 from llama_lab.results import OBJECTIVES
+from llama_lab.reward_model import check_reward_model
+from llama_lab.rewards import check_rewards
 
 UNQUANTISED_STARTS = (LoraInit.pissa, LoraInit.orthogonal, LoraInit.loftq)
 """Starts of A and B that decompose or rewrite the weight itself, which a quantised weight does not allow."""
@@ -59,6 +61,8 @@ def check_combination(config: RunConfig) -> None:
         )
     check_answers(dataset, dataset.format)
     check_preferences(config)
+    if config.trainer.rewards is not None:
+        check_rewards(config.trainer.rewards, config.trainer.reward_model)
     _check_names(config)
     _check_tracker(config)
 
@@ -122,6 +126,7 @@ def check_sources(config: RunConfig) -> None:
     """
     check_model(config.model)
     check_adapter(config)
+    check_reward_model(config.trainer.reward_model)
     dataset = config.dataset
     if dataset.path is not None:
         check_answers(dataset, check_file(expanded(dataset.path), dataset, config.trainer.name))
@@ -150,7 +155,7 @@ def _check_embedded(dataset: DatasetSettings, trainer: TrainerName) -> None:
             "dataset.name=sample_preference holds a right and a wrong answer a prompt, and trainer=sft learns one. "
             "Type trainer=dpo, or dataset=sample, whose answers are the right ones."
         )
-    row = dict.fromkeys(COLUMNS[form], "")
+    row = dict.fromkeys(("prompt", "answer") if dataset.name == "sample_rewards" else COLUMNS[form], "")
     try:
         detect_format(row, dataset)
     except DataError as error:

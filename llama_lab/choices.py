@@ -147,16 +147,31 @@ class Schedule(StrEnum):
 
 
 class TrainerName(StrEnum):
-    """Which of TRL's trainers runs: `sft` learns answers, the others which of several answers is the better one."""
+    """Which of TRL's trainers runs.
+
+    `sft` learns answers; `dpo`, `kto` and `orpo` which answer is the better one; `reward` to score answers; `grpo` and
+    `rloo` answers of the model's own that are worth much.
+    """
 
     sft = "sft"
     dpo = "dpo"
     kto = "kto"
     orpo = "orpo"
+    reward = "reward"
+    grpo = "grpo"
+    rloo = "rloo"
 
 
-class PreferenceLoss(StrEnum):
-    """What a preference trainer minimises (TRL's words). `kto` and `apo_zero_unpaired` are KTO's, the rest DPO's."""
+class RewardScale(StrEnum):
+    """What GRPO divides an advantage by: the deviation of the answers to one prompt, of the whole batch, or nothing."""
+
+    group = "group"
+    batch = "batch"
+    none = "none"
+
+
+class TrainerLoss(StrEnum):
+    """What a trainer minimises (TRL's words). Which belong to which trainer: own_settings.LOSSES."""
 
     sigmoid = "sigmoid"
     hinge = "hinge"
@@ -174,6 +189,10 @@ class PreferenceLoss(StrEnum):
     sigmoid_norm = "sigmoid_norm"
     kto = "kto"
     apo_zero_unpaired = "apo_zero_unpaired"
+    grpo = "grpo"
+    bnpo = "bnpo"
+    dr_grpo = "dr_grpo"
+    dapo = "dapo"
 
 
 class Resume(StrEnum):

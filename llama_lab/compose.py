@@ -69,6 +69,10 @@ def check_runs(runs: Iterable[Sequence[str]], config_name: str) -> list[RunConfi
         config = _settings_of(compose_tree(list(run), config_name))
         if not any((config.model, config.dataset) == (c.model, c.dataset) for c in configs):
             check_sources(config)  # a large file is read once
+        if config.stages:
+            from llama_lab.stages import stages_of  # it composes with what is here
+
+            stages_of(config, list(run))
         configs.append(config)
     return configs
 

@@ -22,15 +22,17 @@ from llama_lab.choices import (
     Memory,
     ModelSource,
     Optimizer,
-    PreferenceLoss,
     QuantType,
     Resume,
+    RewardScale,
     Schedule,
     Tracker,
     TrackingMode,
+    TrainerLoss,
     TrainerName,
 )
-from llama_lab.errors import ConfigError, did_you_mean
+from llama_lab.errors import ConfigError, check_range, did_you_mean
+from llama_lab.own_settings import check_own
 
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a Llama decoder block; their names are the legal LoRA targets."""
@@ -39,13 +41,8 @@ LLAMA_MODULES = (*LLAMA_LINEAR, "embed_tokens", "lm_head", "norm", "input_layern
 """Modules with weights of a Llama model; their names are the legal lora.modules_to_save."""
 
 
-EMBEDDED_DATASETS = ("sample", "sample_preference")
+EMBEDDED_DATASETS = ("sample", "sample_preference", "sample_rewards")
 """The names of the data sets that come with llama_lab."""
-
-
-def _check(ok: bool, key: str, value: object, rule: str) -> None:
-    if not ok:
-        raise ConfigError(f"{key}={value} is out of range: {rule}.")
 
 
 @dataclass(kw_only=True)
@@ -70,7 +67,7 @@ class ModelSettings:
     learning_rate: float = 2e-4
     """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
     preference_learning_rate: float = 5e-6
-    """What suits DPO and KTO on it; trainer.learning_rate takes it. Source: the DPO of Zephyr 7B with QLoRA."""
+    """What suits DPO, KTO, GRPO and RLOO on it; trainer.learning_rate takes it. Source: DPO of Zephyr 7B with QLoRA."""
     batch_size: int = 4
     """Rows of a step that suit it; trainer.per_device_train_batch_size takes it."""
     attn_implementation: Attention = Attention.sdpa
@@ -78,10 +75,10 @@ class ModelSettings:
     """Run Python code that came with the model."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
+        check_range(0 < self.learning_rate < inf, "model.learning_rate", self.learning_rate, "type a positive number")
         rate = self.preference_learning_rate
-        _check(0 < rate < inf, "model.preference_learning_rate", rate, "type a positive number")
-        _check(self.batch_size >= 1, "model.batch_size", self.batch_size, "type at least 1")
+        check_range(0 < rate < inf, "model.preference_learning_rate", rate, "type a positive number")
+        check_range(self.batch_size >= 1, "model.batch_size", self.batch_size, "type at least 1")
         if not self.name.strip():
             raise ConfigError("model.name is empty. Type a folder, a hub id as OWNER/NAME, or model=llama2_7b.")
         if self.source is ModelSource.package and not (self.package and self.file):
@@ -133,9 +130,11 @@ class LoraSettings:
     """Decoder layers that get an adapter; empty is all of them. Needs a list of target_modules."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.r <= 8192, "lora.r", self.r, "the rank is a whole number from 1 to 8192, such as lora.r=16")
-        _check(0 < self.alpha < inf, "lora.alpha", self.alpha, "type a positive number, such as lora.alpha=16")
-        _check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "type a number from 0 up to, but not, 1")
+        check_range(
+            1 <= self.r <= 8192, "lora.r", self.r, "the rank is a whole number from 1 to 8192, such as lora.r=16"
+        )
+        check_range(0 < self.alpha < inf, "lora.alpha", self.alpha, "type a positive number, such as lora.alpha=16")
+        check_range(0 <= self.dropout < 1, "lora.dropout", self.dropout, "type a number from 0 up to, but not, 1")
         targets = self.target_modules
         if targets != "all-linear":
             is_list = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
@@ -147,7 +146,7 @@ class LoraSettings:
             for name in targets:
                 check_target(name)
         for layer in self.layers_to_transform:
-            _check(layer >= 0, "lora.layers_to_transform", layer, "decoder layers are counted from 0")
+            check_range(layer >= 0, "lora.layers_to_transform", layer, "decoder layers are counted from 0")
         for name in self.modules_to_save:
             if name.split(".")[-1] not in LLAMA_MODULES:
                 raise ConfigError(
@@ -245,18 +244,20 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         for key in ("max_train_rows", "max_eval_rows"):
             value = getattr(self, key)
-            _check(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
-        _check(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
+            check_range(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
+        check_range(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
         for key in ("max_cut_share", "max_empty_share", "max_duplicate_share", "max_leak_share"):
-            _check(0 <= getattr(self, key) <= 1, f"dataset.{key}", getattr(self, key), "type a share from 0 to 1")
+            check_range(0 <= getattr(self, key) <= 1, f"dataset.{key}", getattr(self, key), "type a share from 0 to 1")
         multiple = self.pad_to_multiple_of
-        _check(
+        check_range(
             multiple is None or 1 <= multiple <= 1024,
             "dataset.pad_to_multiple_of",
             multiple,
             "type 1 to 1024, or null",
         )
-        _check(0 < self.eval_fraction < 1, "dataset.eval_fraction", self.eval_fraction, "type a number between 0 and 1")
+        check_range(
+            0 < self.eval_fraction < 1, "dataset.eval_fraction", self.eval_fraction, "type a number between 0 and 1"
+        )
         known = ("exact_match", "composes")
         for metric in self.metrics:
             if metric not in known:
@@ -294,40 +295,6 @@ class DatasetSettings:
                     f"dataset.{key}={getattr(self, key)} belongs to a data set of the hub, and the run reads "
                     f"{local}. Leave it out."
                 )
-
-
-PREFERENCE_SETTINGS: dict[TrainerName, tuple[str, ...]] = {
-    TrainerName.sft: (),
-    TrainerName.dpo: ("beta", "loss_type", "label_smoothing"),
-    TrainerName.kto: ("beta", "loss_type", "desirable_weight", "undesirable_weight"),
-    TrainerName.orpo: ("beta",),
-}
-"""The settings that only some trainers have, by trainer; null in the others."""
-UNPAIRED_LOSSES = (PreferenceLoss.kto, PreferenceLoss.apo_zero_unpaired)
-
-
-def check_preference(trainer: "TrainerSettings") -> None:
-    """Refuse a setting of another trainer, one that is missing, and one out of its range."""
-    name, own = trainer.name, PREFERENCE_SETTINGS[trainer.name]
-    for key in dict.fromkeys(key for keys in PREFERENCE_SETTINGS.values() for key in keys):
-        value = getattr(trainer, key)
-        if value is not None and key not in own:
-            having = "|".join(other for other, keys in PREFERENCE_SETTINGS.items() if key in keys)
-            raise ConfigError(f"trainer.{key}={value} is no setting of trainer={name}. Type trainer={having} as well.")
-        if value is None and key in own:
-            raise ConfigError(f"trainer.{key} has no value. Type trainer={name}, whose file has all of its settings.")
-    _check(trainer.beta is None or 0 < trainer.beta < inf, "trainer.beta", trainer.beta, "type a positive number")
-    smoothing = trainer.label_smoothing
-    _check(smoothing is None or 0 <= smoothing < 0.5, "trainer.label_smoothing", smoothing, "type 0 up to 0.5")
-    for key in ("desirable_weight", "undesirable_weight"):
-        weight = getattr(trainer, key)
-        _check(weight is None or 0 < weight < inf, f"trainer.{key}", weight, "type a positive number")
-    loss = trainer.loss_type
-    if loss is not None and (loss in UNPAIRED_LOSSES) is not (name is TrainerName.kto):
-        fitting = [word for word in PreferenceLoss if (word in UNPAIRED_LOSSES) is (name is TrainerName.kto)]
-        raise ConfigError(f"trainer.loss_type={loss} is no loss of trainer={name}. It has: {', '.join(fitting)}.")
-    if loss is PreferenceLoss.exo_pair and not smoothing:
-        raise ConfigError("trainer.loss_type=exo_pair needs trainer.label_smoothing above 0. Type 1e-3, as its paper.")
 
 
 @dataclass(kw_only=True)
@@ -377,38 +344,62 @@ class TrainerSettings:
     """Older checkpoints beyond so many are removed."""
     resume: Resume = Resume.never
     beta: float | None = None
-    """dpo, kto: how much it costs to leave the reference model. orpo: the weight of the odds ratio (lambda)."""
-    loss_type: PreferenceLoss | None = None
-    """dpo, kto: what is minimised."""
+    """dpo, kto, grpo, rloo: how much it costs to leave the reference model; grpo and rloo have none where it is 0.
+    orpo: the weight of the odds ratio (lambda)."""
+    loss_type: TrainerLoss | None = None
+    """dpo, kto, grpo: what is minimised."""
     label_smoothing: float | None = None
     """dpo: the share of rows whose answers are taken to be the wrong way round, for loss_type=robust and exo_pair."""
     desirable_weight: float | None = None
     """kto: the weight of good answers in the loss."""
     undesirable_weight: float | None = None
     """kto: the weight of bad answers in the loss."""
+    center_rewards_coefficient: float | None = None
+    """reward: the weight of a term that keeps the scores around 0; 0 leaves it out."""
+    rewards: list[str] | None = None
+    """grpo, rloo: what answers are worth, by name: composes, exact_match, length, reward_model, package.module:function
+    (llama_lab/rewards.py). The reward is their sum, weighted by reward_weights."""
+    reward_weights: list[float] | None = None
+    """grpo, rloo: one number for each of `rewards`; null weighs all alike."""
+    reward_model: str | None = None
+    """grpo, rloo: the folder of a finished run of trainer=reward, for rewards=[reward_model]."""
+    num_generations: int | None = None
+    """grpo, rloo: answers to each prompt, which are compared with each other."""
+    max_completion_length: int | None = None
+    """grpo, rloo: tokens of an answer, at most."""
+    temperature: float | None = None
+    """grpo, rloo: of sampling the answers."""
+    epsilon: float | None = None
+    """grpo, rloo: the ratio of new to old probability counts up to 1 +- epsilon."""
+    scale_rewards: RewardScale | None = None
+    """grpo: what an answer's advantage is divided by."""
+    normalize_advantages: bool | None = None
+    """rloo: whether the advantages of a step are brought to mean 0 and deviation 1."""
 
     def __post_init__(self) -> None:
-        check_preference(self)
-        _check(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
-        _check(
+        check_own(self)
+        check_range(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
+        check_range(
             self.max_steps == -1 or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "type -1 or at least 1"
         )
         for key in ("num_train_epochs", "max_grad_norm", "neftune_noise_alpha"):
             value = getattr(self, key)
-            _check(value is None or 0 < value < inf, f"trainer.{key}", value, "type a positive number")
+            check_range(value is None or 0 < value < inf, f"trainer.{key}", value, "type a positive number")
         for key, low in (
             ("per_device_train_batch_size", 1),
             ("gradient_accumulation_steps", 1),
             ("logging_steps", 1),
             ("save_steps", 0),
         ):
-            _check(getattr(self, key) >= low, f"trainer.{key}", getattr(self, key), f"type at least {low}")
+            check_range(getattr(self, key) >= low, f"trainer.{key}", getattr(self, key), f"type at least {low}")
         self._check_micro_batch()
         for key in ("eval_steps", "save_total_limit"):
             value = getattr(self, key)
-            _check(value is None or value >= 1, f"trainer.{key}", value, "type at least 1, or null")
-        _check(0 <= self.warmup_ratio < 1, "trainer.warmup_ratio", self.warmup_ratio, "type a share from 0 up to 1")
-        _check(0 <= self.weight_decay < inf, "trainer.weight_decay", self.weight_decay, "type 0 or more")
+            check_range(value is None or value >= 1, f"trainer.{key}", value, "type at least 1, or null")
+        check_range(
+            0 <= self.warmup_ratio < 1, "trainer.warmup_ratio", self.warmup_ratio, "type a share from 0 up to 1"
+        )
+        check_range(0 <= self.weight_decay < inf, "trainer.weight_decay", self.weight_decay, "type 0 or more")
         if self.bf16 and self.fp16:
             raise ConfigError("trainer.bf16 and trainer.fp16 are both on. Type trainer.fp16=false.")
 
@@ -431,7 +422,7 @@ class TrainerSettings:
         if wanted is None or wanted == "auto":
             return
         divisors = [n for n in range(1, effective + 1) if effective % n == 0]
-        _check(
+        check_range(
             wanted.isdecimal() and int(wanted) in divisors,
             "trainer.micro_batch_size",
             wanted,
@@ -483,8 +474,8 @@ class EvaluateSettings:
     """Tokens an answer may have when it is scored by dataset.metrics."""
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "type at least 1")
-        _check(self.max_new_tokens >= 1, "evaluate.max_new_tokens", self.max_new_tokens, "type at least 1")
+        check_range(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "type at least 1")
+        check_range(self.max_new_tokens >= 1, "evaluate.max_new_tokens", self.max_new_tokens, "type at least 1")
 
 
 @dataclass(kw_only=True)
@@ -504,16 +495,16 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.num_prompts >= 0, "generation.num_prompts", self.num_prompts, "type 0 or more")
+        check_range(self.num_prompts >= 0, "generation.num_prompts", self.num_prompts, "type 0 or more")
         for key in ("max_new_tokens", "max_length"):
             value = getattr(self, key)
-            _check(value is None or value >= 1, f"generation.{key}", value, "type at least 1, or null")
+            check_range(value is None or value >= 1, f"generation.{key}", value, "type at least 1, or null")
         if self.max_new_tokens is None and self.max_length is None:
             raise ConfigError("generation.max_new_tokens and generation.max_length are both null. Set one of them.")
-        _check(0 < self.top_p <= 1, "generation.top_p", self.top_p, "type a number above 0, at most 1")
+        check_range(0 < self.top_p <= 1, "generation.top_p", self.top_p, "type a number above 0, at most 1")
         for key in ("temperature", "repetition_penalty"):
             value = getattr(self, key)
-            _check(0 < value < inf, f"generation.{key}", value, "type a positive number")
+            check_range(0 < value < inf, f"generation.{key}", value, "type a positive number")
 
 
 @dataclass(kw_only=True)
@@ -528,6 +519,9 @@ class RunConfig:
     tracking: TrackingSettings = MISSING
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    """Several runs instead of one, by name, each with the words that make it different; each goes on with the adapter
+    of the one before (stages.py)."""
     seed: int = 0
     """Of the adapter's start, the order of the rows, dropout, and the held-out split."""
     objective: str = "eval_loss"
@@ -538,4 +532,4 @@ class RunConfig:
     """Show the libraries' own log lines too."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.seed < 2**32, "seed", self.seed, "type a whole number from 0 to 4294967295")
+        check_range(0 <= self.seed < 2**32, "seed", self.seed, "type a whole number from 0 to 4294967295")

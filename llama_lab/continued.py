@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_lab.choices import TrainerName
 from llama_lab.config import LLAMA_LINEAR, LoraSettings, RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, ModelError
+from llama_lab.reward_model import REWARD_MODULES, is_reward_adapter
 from llama_lab.take.fits import check_fits
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def check_adapter(config: RunConfig) -> None:
         ) from None
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"model.adapter={name}: {folder} has no adapter_model.safetensors. Name a run that has ended.")
+    _check_kind(peft, config)
     _check_base(folder, config)
     check_fits(folder, peft, config.model)
     here = _words_of(config.lora)
@@ -81,6 +84,21 @@ def adapter_folder(name: str) -> Path:
     raise ModelError(f"model.adapter={name} {what}. Name the folder of a finished run: outputs/DATE/TIME")
 
 
+def _check_kind(peft: dict[str, Any], config: RunConfig) -> None:
+    """A reward model has a score in place of its words, and goes on as a reward model only."""
+    name, scores = config.model.adapter, is_reward_adapter(peft)
+    if scores and config.trainer.name is not TrainerName.reward:
+        raise ConfigError(
+            f"model.adapter={name} is a reward model, which scores answers and writes none. Type "
+            f"trainer.rewards=[reward_model] trainer.reward_model={name} to learn from its scores."
+        )
+    if not scores and config.trainer.name is TrainerName.reward:
+        raise ConfigError(
+            f"model.adapter={name} writes answers, and trainer=reward trains a score in place of the words. Leave "
+            "model.adapter out, or name a run of trainer=reward."
+        )
+
+
 def _check_base(folder: Path, config: RunConfig) -> None:
     """A run beside the adapter knows which base it was trained on."""
     lock = folder.parent / "run.json"
@@ -101,6 +119,7 @@ def _settings_of(peft: dict[str, Any]) -> dict[str, str]:
     """What an adapter_config.json says, in our words."""
     init = peft.get("init_lora_weights", True)
     targets = peft["target_modules"]
+    saved = peft.get("modules_to_save") or []
     return {
         "lora.r": str(peft["r"]),
         "lora.alpha": f"{peft['lora_alpha']:g}",
@@ -108,7 +127,7 @@ def _settings_of(peft: dict[str, Any]) -> dict[str, str]:
         "lora.use_rslora": str(bool(peft.get("use_rslora"))).lower(),
         "lora.use_dora": str(bool(peft.get("use_dora"))).lower(),
         "lora.target_modules": _listed(targets) if isinstance(targets, list) else str(targets),
-        "lora.modules_to_save": _listed(peft.get("modules_to_save") or []),
+        "lora.modules_to_save": _listed([name for name in saved if name not in REWARD_MODULES]),
     }
 
 

@@ -38,3 +38,13 @@ def did_you_mean(word: str, choices: Iterable[str], template: str = "{}") -> str
     """' Did you mean X?' with the nearest choice written into `template`; empty where nothing is near."""
     found = nearest(word, choices)
     return f" Did you mean {template.format(found)}?" if found else ""
+
+
+def check_range(ok: bool, key: str, value: object, rule: str) -> None:
+    """Refuse a value that is out of its range.
+
+    Raises:
+        ConfigError: names the setting, and `rule` as what to type.
+    """
+    if not ok:
+        raise ConfigError(f"{key}={value} is out of range: {rule}.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,10 +13,10 @@ from llama_lab.config import EvaluateSettings, GenerationSettings
 from llama_lab.data.answers import chat_of
 from llama_lab.data.batches import Collator
 from llama_lab.data.splits import Split
-from llama_lab.errors import LlamaLabError
-from llama_lab.generate import answer
+from llama_lab.generate import Messages, answer
 from llama_lab.loss import summed_loss
 from llama_lab.results import Score
+from llama_lab.rewards import find_reward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,6 +42,21 @@ def score(
     return Score(eval_loss=loss, metrics=found, answers=answers)
 
 
+@dataclass(kw_only=True)
+class Answers:
+    """Greedy answers to the held-out prompts, in their order."""
+
+    prompts: list[Messages]
+    given: list[str]
+    wanted: list[str]
+    """The answers of the rows, of preferences the better ones."""
+
+    def metrics(self, names: list[str]) -> dict[str, float]:
+        """The mean of each reward of these names (rewards.py)."""
+        asked = [chat[-1]["content"] for chat in self.prompts]
+        return {name: sum(map(find_reward(name), asked, self.given, self.wanted)) / len(self.given) for name in names}
+
+
 def answer_metrics(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,12 +68,24 @@ def answer_metrics(
     """What greedy answers to the held-out prompts are worth, and these answers; nothing is asked without a metric."""
     if not metrics:
         return {}, []
+    answers = greedy_answers(model, tokenizer, valid, settings, tick)
+    return answers.metrics(metrics), answers.given
+
+
+def greedy_answers(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    valid: Split,
+    settings: EvaluateSettings,
+    tick: Callable[[str], None],
+) -> Answers:
+    """Ask all held-out prompts."""
     tick(f"answers to {len(valid.examples)} held-out prompts")
     chats = [chat_of(example) for example in valid.examples]
     greedy = GenerationSettings(max_new_tokens=settings.max_new_tokens, do_sample=False)
     prompts, wanted = [chat[:-1] for chat in chats], [chat[-1]["content"].strip() for chat in chats]
     given = answer(model, tokenizer, prompts, greedy, batch_size=8 * settings.batch_size)
-    return {name: METRICS[name](given, wanted) for name in metrics}, given
+    return Answers(prompts=prompts, given=given, wanted=wanted)
 
 
 @torch.no_grad()
@@ -87,30 +114,3 @@ def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def exact_match(given: list[str], wanted: list[str]) -> float:
-    """Share of answers that are the wanted text, white space around it aside."""
-    return sum(g.strip() == w for g, w in zip(given, wanted, strict=True)) / len(wanted)
-
-
-def composes(given: list[str], wanted: list[Any]) -> float:
-    """Share of answers that are a llama_lab command which Hydra composes and llama_lab accepts."""
-    return sum(map(is_valid_command, given)) / len(given)
-
-
-def is_valid_command(text: str) -> bool:
-    """Whether `python -m llama_lab ...` would start a run; nothing is started."""
-    from llama_lab.compose import compose_words
-
-    prefix = "python -m llama_lab"
-    if not text.strip().startswith(prefix):
-        return False
-    try:
-        compose_words(shlex.split(text.strip().removeprefix(prefix)))
-    except (LlamaLabError, ValueError):
-        return False
-    return True
-
-
-METRICS: dict[str, Callable[[list[str], list[str]], float]] = {"exact_match": exact_match, "composes": composes}

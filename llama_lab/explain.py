@@ -201,14 +201,17 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
 def no_ppo() -> ConfigError:
     """The message for the trainer that people ask for and TRL no longer has."""
     return ConfigError(
-        "trainer=ppo: TRL has no PPO any more (since 1.16). Type trainer=dpo to learn from pairs of answers, or "
-        "trainer=kto where each answer is good or bad. What replaces PPO where a reward scores the model's own "
-        "answers, TRL's GRPO and RLOO, llama_lab does not have yet."
+        "trainer=ppo: TRL has no PPO any more (since 1.16). Type trainer=grpo or trainer=rloo, where rewards score the "
+        "model's own answers (trainer.reward_model=FOLDER, too); trainer=dpo to learn from pairs of answers, or "
+        "trainer=kto where each answer is good or bad."
     )
 
 
 def _unreadable_word(word: str) -> ConfigError:
     key, _, value = word.partition("=")
+    if key.startswith("stages.") and value.startswith("[") and "'" not in value:
+        quoted = ",".join(f"'{part}'" for part in value.strip("[]").split(","))
+        return ConfigError(f"'{word}' cannot be read: each word of a stage stands in quotes. Type \"{key}=[{quoted}]\"")
     if word.count("=") > 1 and " " in word:
         return ConfigError(f"'{word}' is one word with several settings. Leave the quotes out: {word}")
     if "=" not in word and not word.startswith("~"):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lora_config(lora: LoraSettings) -> LoraConfig:
-    """PEFT's own configuration of our settings."""
+def lora_config(lora: LoraSettings, *, scores: bool = False) -> LoraConfig:
+    """PEFT's own configuration of our settings; for a model that scores, its head is trained beside the adapter."""
     from peft import LoftQConfig, LoraConfig
 
     kwargs: dict[str, Any] = {}
@@ -25,7 +25,7 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     if lora.init is LoraInit.loftq:
         kwargs["loftq_config"] = LoftQConfig(loftq_bits=4)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
         r=lora.r,
         # other readers of adapter_config.json want a whole number where it is one
         lora_alpha=cast(int, int(lora.alpha) if lora.alpha.is_integer() else lora.alpha),
@@ -40,7 +40,9 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = "default") -> PeftModel:
+def add_adapter(
+    base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = "default", scores: bool = False
+) -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
     Raises:
@@ -52,7 +54,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: s
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
     torch.manual_seed(seed)
     try:
-        return get_peft_model(base, lora_config(lora), adapter_name=name)
+        return get_peft_model(base, lora_config(lora, scores=scores), adapter_name=name)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"

@@ -15,6 +15,7 @@ from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import explain_hub
 from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
+from llama_lab.reward_model import HEAD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,27 +54,32 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(model: ModelSettings, quant: QuantSettings, *, dense: bool = True) -> PreTrainedModel:
+def load_base(
+    model: ModelSettings, quant: QuantSettings, *, dense: bool = True, scores: bool = False
+) -> PreTrainedModel:
     """The frozen base, quantised, on this process's device.
 
     Args:
         dense: on a CPU with the memory for it, keep 4-bit weights dequantised beside themselves.
+        scores: with one score in place of its words, for a reward model; the score has no start yet.
     Raises:
         ModelError: it cannot be loaded; says whether it is gated, absent, offline or too large.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     dtype, _ = compute_dtype(quant)
+    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        base = kind.from_pretrained(
             base_path(model),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
-            quantization_config=quantization_config(quant, dtype),
+            quantization_config=quantization_config(quant, dtype, whole=[HEAD] if scores else None),
             dtype=dtype,
             attn_implementation=str(model.attn_implementation),
             device_map={"": device()},
+            **({"num_labels": 1} if scores else {}),
         )
     except torch.cuda.OutOfMemoryError:
         raise
@@ -84,7 +90,7 @@ def load_base(model: ModelSettings, quant: QuantSettings, *, dense: bool = True)
         dequantise_once(base)
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
-    return base
+    return base  # type: ignore[no-any-return]
 
 
 def base_shape(model: ModelSettings) -> ModelShape:
@@ -113,7 +119,7 @@ def device() -> torch.device:
 
 def set_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let generation stop at the tokenizer's EOS and pad with its pad token; kept with the adapter."""
-    for config in (model.config, model.generation_config):
+    for config in (model.config, getattr(model, "generation_config", None) or model.config):
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id

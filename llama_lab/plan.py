@@ -16,12 +16,13 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import DataError, LlamaLabError
 from llama_lab.params import ModelShape, count_params, shape_of
 from llama_lab.process import prepare, quiet_libraries
+from llama_lab.stages import stages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llama_lab.data.audit import Finding
     from llama_lab.data.batches import Schedule
+    from llama_lab.data.findings import Finding
     from llama_lab.data.splits import Splits
 
 
@@ -57,7 +58,7 @@ class Plan:
     @property
     def exit_code(self) -> int:
         """0 fine, 1 warnings, 2 the run would fail."""
-        from llama_lab.data.audit import Level
+        from llama_lab.data.findings import Level
 
         levels = {finding.level for finding in self.findings}
         return 2 if Level.failure in levels else 1 if Level.warning in levels else 0
@@ -69,10 +70,18 @@ def plan(words: list[str], options: Options) -> int:
     Raises:
         LlamaLabError: the words compose no run.
     """
+    config, console = compose_words(words), Console()
+    codes = []
+    for stage in stages_of(config, words):
+        console.print(f"\nStage {stage.number} of {len(config.stages)}, {stage.name}", style="bold", highlight=False)
+        codes.append(_plan(console, stage.config, options))
+    return max(codes) if codes else _plan(console, config, options)
+
+
+def _plan(console: Console, config: RunConfig, options: Options) -> int:
     from llama_lab.plan_view import show_plan
 
-    made = _make(words)
-    console = Console()
+    made = _make(config)
     show_plan(console, made, options, _throughput(made.config, options))
     _write_page(console, made, options)
     return made.exit_code
@@ -82,16 +91,15 @@ def data(words: list[str], options: Options) -> int:
     """Print the rows and their checks alone."""
     from llama_lab.plan_view import show_data
 
-    made = _make(words)
+    made = _make(compose_words(words))
     console = Console()
     show_data(console, made, options)
     _write_page(console, made, options)
     return made.exit_code
 
 
-def _make(words: list[str]) -> Plan:
+def _make(config: RunConfig) -> Plan:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: a plan takes no memory of a GPU in use
-    config = compose_words(words)
     if (wanted := config.trainer.micro_batch_size) not in (None, "auto"):
         config = replace(config, trainer=config.trainer.with_micro_batch(int(wanted)))
     prepare(config)
@@ -100,7 +108,7 @@ def _make(words: list[str]) -> Plan:
     try:
         _read(made)
     except LlamaLabError as error:
-        from llama_lab.data.audit import Finding, Level
+        from llama_lab.data.findings import Finding, Level
 
         made.findings.append(Finding(level=Level.failure, check="rows", message=str(error)))
     return made
@@ -113,7 +121,7 @@ def _read(made: Plan) -> None:
     from llama_lab.data.batches import schedule, training_rows
     from llama_lab.data.splits import build_splits
     from llama_lab.model import load_tokenizer
-    from llama_lab.preference_batches import lengths_at_once
+    from llama_lab.preference_batches import lengths_at_once, lengths_of_pass
 
     config = made.config
     made.tokenizer = load_tokenizer(config.model)
@@ -121,7 +129,8 @@ def _read(made: Plan) -> None:
     vocab_size = made.shape.vocab_size if made.shape else len(made.tokenizer)
     made.findings = audit(made.splits, made.tokenizer, config.dataset, vocab_size)
     rows = training_rows(made.splits.train.tokens, config.dataset)
-    numbers, lengths = numbers_of(rows, made.tokenizer), np.array(lengths_at_once(rows, config.trainer.name))
+    numbers = numbers_of(rows, made.tokenizer)
+    lengths = np.array(lengths_of_pass(lengths_at_once(rows, config.trainer), config.trainer))
     made.schedule = schedule(lengths, config.trainer, config.dataset, seed=config.seed)
     made.longest, made.num_learned = int(lengths.max()), int(numbers.num_learned.sum())
 

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_lab.data.audit import Level
+from llama_lab.data.findings import Level
 from llama_lab.data.view import LEGEND, as_text
+from llama_lab.own_settings import SAMPLING
 from llama_lab.plan import Options, Plan, parameters
 
 SIGNS = {
@@ -74,15 +75,20 @@ def _numbers(made: Plan) -> list[tuple[str, str]]:
     config, rows = made.config, []
     if made.splits is not None and made.schedule is not None:
         s, trainer = made.schedule, config.trainer
+        is_sampling = trainer.name in SAMPLING  # its answers are as long as they come out
         padding = 1 - s.num_real_tokens / s.num_padded_tokens
         rows += [
             ("training rows, held-out rows", f"{len(made.splits.train.tokens):,}, {len(made.splits.valid.tokens):,}"),
-            ("tokens of one pass", f"{s.num_real_tokens:,}"),
-            ("  learned", f"{made.num_learned:,} ({made.num_learned / s.num_real_tokens:.0%})"),
+            ("tokens of one pass" + ", at most" * is_sampling, f"{s.num_real_tokens:,}"),
+            *(
+                []
+                if is_sampling
+                else [("  learned", f"{made.num_learned:,} ({made.num_learned / s.num_real_tokens:.0%})")]
+            ),
             ("  with padding", f"{s.num_padded_tokens:,} ({padding:.0%} padding)"),
             ("longest row" if not config.dataset.packing else "longest block", f"{made.longest:,} tokens"),
             (
-                "rows at once x accumulation",
+                ("answers" if is_sampling else "rows") + " at once x accumulation",
                 f"{trainer.per_device_train_batch_size} x {trainer.gradient_accumulation_steps}",
             ),
             ("optimizer steps", f"{s.num_steps:,} ({s.num_epochs:.3g} passes)"),

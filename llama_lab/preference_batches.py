@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_lab.choices import TrainerName
+from llama_lab.config import TrainerSettings
 from llama_lab.data.answers import PAIRED
 from llama_lab.data.batches import Collator
 from llama_lab.data.templates import IGNORED
+from llama_lab.errors import DataError
+from llama_lab.own_settings import SAMPLING
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,13 +34,53 @@ def single_answers(tokens: Dataset) -> Dataset:
     return concatenate_datasets(both).select([i for row in range(len(good)) for i in (row, row + len(good))])
 
 
-def lengths_at_once(tokens: Dataset, trainer: TrainerName) -> list[int]:
-    """Tokens that go through the model together for one row of a batch: of a pair both answers, padded alike."""
-    better = [len(ids) for ids in tokens["input_ids"]]
+def lengths_at_once(tokens: Dataset, trainer: TrainerSettings) -> list[int]:
+    """Tokens that go through the model together for one row of a batch: of a pair both answers, padded alike; where the
+    model answers itself, the prompt and the longest answer that it may give."""
+    whole = [len(ids) for ids in tokens["input_ids"]]
+    if trainer.name in SAMPLING:
+        answers = [sum(label != IGNORED for label in labels) for labels in tokens["labels"]]
+        longest = trainer.max_completion_length or 0
+        return [num - answer + longest for num, answer in zip(whole, answers, strict=True)]
     if PAIRED[0] not in tokens.column_names:
-        return better
+        return whole
     worse = [len(ids) for ids in tokens[PAIRED[0]]]
-    return better + worse if trainer is TrainerName.kto else [2 * max(pair) for pair in zip(better, worse, strict=True)]
+    if trainer.name is TrainerName.kto:
+        return whole + worse
+    return [2 * max(pair) for pair in zip(whole, worse, strict=True)]
+
+
+def lengths_of_pass(lengths: list[int], trainer: TrainerSettings) -> list[int]:
+    """The lengths of all rows of one pass.
+
+    Where the model answers itself, each prompt stands once an answer, and prompts that fill no step are left out, as
+    TRL leaves them out.
+
+    Raises:
+        DataError: there are fewer prompts than one step takes.
+    """
+    if trainer.name not in SAMPLING:
+        return lengths
+    check_num_prompts(len(lengths), trainer)
+    times = trainer.num_generations or 1
+    prompts_of_step = trainer.effective_batch_size // times
+    whole = len(lengths) // prompts_of_step * prompts_of_step
+    return [length for length in lengths[:whole] for _ in range(times)]
+
+
+def check_num_prompts(num_prompts: int, trainer: TrainerSettings) -> None:
+    """Refuse fewer prompts than one step takes, of which TRL would make no step at all.
+
+    Raises:
+        DataError: says how many a step takes.
+    """
+    needed = trainer.effective_batch_size // (trainer.num_generations or 1)
+    if num_prompts < needed:
+        raise DataError(
+            f"A step takes {needed} prompts ({trainer.effective_batch_size} answers, trainer.num_generations="
+            f"{trainer.num_generations} each), and there are {num_prompts} to train on. Type "
+            f"trainer.per_device_train_batch_size={trainer.num_generations} trainer.gradient_accumulation_steps=1."
+        )
 
 
 def worse_answers(rows: Rows) -> Rows:

@@ -1,27 +1,40 @@
-"""What a preference trainer cannot do, told before anything is loaded. Nothing here imports torch."""
+"""What a trainer other than sft cannot do, told before anything is loaded. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from llama_lab.choices import Engine, LongRows, LoraInit, LossOn, PreferenceLoss, TrainerName
-from llama_lab.config import RunConfig
+from llama_lab.choices import DataFormat, Engine, LongRows, LoraInit, LossOn, TrainerLoss, TrainerName
+from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.errors import ConfigError
+from llama_lab.own_settings import FROM_PAIRS, SAMPLING
 
-REFERRING = (TrainerName.dpo, TrainerName.kto)
-"""Trainers that compare with a reference model, the one that training begins with."""
 REWRITING = (LoraInit.pissa, LoraInit.olora, LoraInit.orthogonal, LoraInit.loftq)
 """Starts of the adapter that change the weights below it, which the reference model would share."""
+MEASURED_BY = {"reward_accuracy": FROM_PAIRS, "reward_margin": FROM_PAIRS, "reward": SAMPLING}
+"""The trainers that measure a number of result.json."""
+NOT_MEASURED_BY = dict.fromkeys(FROM_PAIRS, ("perplexity",)) | {
+    TrainerName.reward: ("perplexity", "exact_match", "composes")  # it writes no answers
+}
+"""The numbers of other trainers that these do not have."""
+
+
+def refers(trainer: TrainerSettings) -> bool:
+    """Whether the trainer compares with a reference model, the one that training begins with."""
+    return trainer.name in (TrainerName.dpo, TrainerName.kto) or (trainer.name in SAMPLING and bool(trainer.beta))
 
 
 def check_preferences(config: RunConfig) -> None:
-    """Refuse settings that do not go with a preference trainer.
+    """Refuse settings that do not go with a trainer other than sft.
 
     Raises:
         ConfigError: names the two settings, and what to type instead.
     """
     t, dataset = config.trainer, config.dataset
+    measuring = MEASURED_BY.get(config.objective, (t.name,))
+    if t.name not in measuring:
+        raise ConfigError(
+            f"objective={config.objective} is not measured by trainer={t.name}. Type trainer={'|'.join(measuring)}."
+        )
     if t.name is TrainerName.sft:
-        if config.objective in ("reward_accuracy", "reward_margin"):
-            raise ConfigError(f"objective={config.objective} is measured by preference trainers. Type trainer=dpo.")
         return
     wrong = {
         "dataset.packing=true": (dataset.packing, "dataset.packing=false"),
@@ -31,17 +44,25 @@ def check_preferences(config: RunConfig) -> None:
         ),
         "dataset.ghost_attention=true": (dataset.ghost_attention, "dataset.ghost_attention=false"),
         "dataset.long_rows=split": (dataset.long_rows is LongRows.split, "dataset.long_rows=cut, or drop"),
+        "dataset.format=text": (dataset.format is DataFormat.text, "a format that has prompts"),
         "trainer.engine=fast": (t.engine is Engine.fast, "trainer.engine=auto: TRL computes it"),
-        "objective=perplexity": (config.objective == "perplexity", "objective=eval_loss, or reward_accuracy"),
+        f"objective={config.objective}": (
+            config.objective in NOT_MEASURED_BY.get(t.name, ()),
+            "objective=reward_accuracy, or eval_loss",
+        ),
         f"lora.init={config.lora.init}": (
-            t.name in REFERRING and config.lora.init in REWRITING,
+            refers(t) and config.lora.init in REWRITING,
             "lora.init=default: this start changes the base, which is the reference model",
         ),
     }
     for setting, (is_set, instead) in wrong.items():
         if is_set:
             raise ConfigError(f"{setting} does not go with trainer={t.name}. Type {instead}.")
-    needs_two = t.name is TrainerName.kto and t.loss_type is PreferenceLoss.kto
+    _check_kto(t)
+
+
+def _check_kto(t: TrainerSettings) -> None:
+    needs_two = t.name is TrainerName.kto and t.loss_type is TrainerLoss.kto
     if needs_two and t.group_by_length:
         raise ConfigError(
             "trainer.group_by_length=true does not go with trainer=kto, whose loss takes the rows in one fixed order. "

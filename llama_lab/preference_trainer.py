@@ -10,11 +10,12 @@ import torch
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from llama_lab.choices import PreferenceLoss, TrainerName
-from llama_lab.config import PREFERENCE_SETTINGS, EvaluateSettings
+from llama_lab.choices import TrainerLoss, TrainerName
+from llama_lab.config import EvaluateSettings
 from llama_lab.data.splits import Split
 from llama_lab.evaluate import answer_metrics
 from llama_lab.events import Listener
+from llama_lab.own_settings import OWN_SETTINGS
 from llama_lab.preference_batches import PairCollator, SideCollator, SingleCollator, single_answers
 from llama_lab.preference_score import rewards_of
 from llama_lab.results import FitResult, Score
@@ -121,7 +122,7 @@ def _dpo(model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, s
 
 
 def _kto(model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, settings: FitSettings) -> Any:
-    with_kl = settings.trainer.loss_type is PreferenceLoss.kto
+    with_kl = settings.trainer.loss_type is TrainerLoss.kto
     arguments, rows = _arguments(settings), single_answers(train)
     if with_kl:  # TRL then takes the rows in their order, the same in every epoch, so it is we who mix them
         arguments, rows = arguments | {"train_sampling_strategy": "sequential"}, rows.shuffle(seed=settings.seed)
@@ -159,7 +160,7 @@ MAKERS: dict[TrainerName, Callable[..., Any]] = {
 
 def _arguments(settings: FitSettings) -> dict[str, Any]:
     """What all of these trainers are told; their own settings have TRL's names."""
-    own = {key: getattr(settings.trainer, key) for key in PREFERENCE_SETTINGS[settings.trainer.name]}
+    own = {key: getattr(settings.trainer, key) for key in OWN_SETTINGS[settings.trainer.name]}
     return shared_arguments(settings) | own | {"max_length": None, "remove_unused_columns": False}
 
 

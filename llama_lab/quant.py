@@ -36,16 +36,23 @@ def compute_dtype(quant: QuantSettings) -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has no fast bf16"
 
 
-def quantization_config(quant: QuantSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What transformers is told to load the base with; None leaves the weights as they are."""
+def quantization_config(
+    quant: QuantSettings, dtype: torch.dtype, whole: list[str] | None = None
+) -> BitsAndBytesConfig | None:
+    """What transformers is told to load the base with; None leaves the weights as they are.
+
+    Args:
+        whole: modules that stay as they are; None leaves out the head of a language model.
+    """
     from transformers import BitsAndBytesConfig
 
     if quant.type is QuantType.none:
         return None
     if quant.type is QuantType.int8:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=whole,
         bnb_4bit_quant_type=str(quant.type),
         bnb_4bit_use_double_quant=quant.double_quant,
         bnb_4bit_compute_dtype=dtype,

@@ -32,12 +32,20 @@ def samples_markdown(samples: list[Sample]) -> str:
     return "\n".join(parts)
 
 
-def show(console: Console, run_dir: RunDir, result: dict[str, Any], samples: list[Sample], where: str) -> None:
-    """Print samples, results and folders."""
+def show(
+    console: Console,
+    run_dir: RunDir,
+    result: dict[str, Any],
+    samples: list[Sample],
+    where: str,
+    *,
+    scores: bool = False,
+) -> None:
+    """Print samples, results and folders; of a reward model, which writes nothing, what it is for."""
     if samples:
         console.print(_samples_table(samples))
     console.print(_result_table(result))
-    for line in _places(run_dir, where):
+    for line in _places(run_dir, where, scores=scores):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -61,8 +69,9 @@ def _result_table(result: dict[str, Any]) -> Table:
     table.add_row(f"held-out loss ({unit})", _number(before), _number(result.get("eval_loss")))
     if is_of_tokens:
         table.add_row("perplexity", _number(_exp(before)), _number(result.get("perplexity")))
-    if "reward_margin" in result:
-        table.add_row("reward margin", _number(result.get("reward_margin_before")), _number(result["reward_margin"]))
+    for name, title in {"reward_margin": "reward margin", "reward": "mean reward"}.items():
+        if name in result:
+            table.add_row(title, _number(result.get(f"{name}_before")), _number(result[name]))
     titles = {"reward_accuracy": "reward accuracy", "exact_match": "exact match", "composes": "composes"}
     for name, title in titles.items():
         if name in result:
@@ -77,7 +86,7 @@ def _result_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _places(run_dir: RunDir, where: str) -> list[str]:
+def _places(run_dir: RunDir, where: str, *, scores: bool) -> list[str]:
     lines = [
         f"Adapter:  {run_dir.adapter}",
         f"Samples:  {run_dir.samples}",
@@ -85,7 +94,11 @@ def _places(run_dir: RunDir, where: str) -> list[str]:
     ]
     if where:
         lines.append(where)
-    lines.append(f'Try it:   python -m llama_lab generate {run_dir.path} "your request"')
+    if scores:
+        how = f"trainer=grpo dataset=sample_rewards trainer.reward_model={run_dir.path}"
+        lines.append(f"Use it:   python -m llama_lab {how} trainer.rewards=[reward_model]")
+    else:
+        lines.append(f'Try it:   python -m llama_lab generate {run_dir.path} "your request"')
     return lines
 
 

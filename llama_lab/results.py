@@ -13,6 +13,7 @@ OBJECTIVES = (
     "composes",
     "reward_accuracy",
     "reward_margin",
+    "reward",
     "train_loss",
     "tokens_per_s",
     "peak_memory_gib",
@@ -29,7 +30,8 @@ class Score:
     """Mean next-token loss over the learned tokens of all held-out rows, nats a token; of a preference trainer its own
     loss, mean over the rows."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """By name: exact_match, composes and reward_accuracy, shares from 0 to 1; reward_margin, in nats."""
+    """By name: exact_match, composes and reward_accuracy, shares from 0 to 1; reward_margin, in nats; reward,
+    the mean worth of the answers by trainer.rewards."""
     answers: list[str] = field(default_factory=list)
     """The greedy answers that were scored, in the order of the held-out rows; empty where none were."""
 

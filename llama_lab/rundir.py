@@ -16,6 +16,9 @@ from llama_lab.choices import Resume
 from llama_lab.errors import RunError
 from llama_lab.results import SCHEMA, Result
 
+STAGES_FILE = "stages.json"
+"""The mark of a folder in which several runs lie that are stages of one command (stages.py)."""
+
 
 class RunDir:
     """The files of a run, each written whole or not at all."""

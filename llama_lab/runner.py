@@ -21,8 +21,9 @@ from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.continued import continue_adapter
 from llama_lab.data.answers import chat_of
-from llama_lab.data.audit import Level, audit, stop_on_failure
+from llama_lab.data.audit import audit, stop_on_failure
 from llama_lab.data.batches import training_rows
+from llama_lab.data.findings import Level
 from llama_lab.data.splits import Splits, build_splits
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
@@ -34,12 +35,14 @@ from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import add_adapter, count_params
 from llama_lab.micro_batch import Rows, memory_level, resolve
 from llama_lab.model import base_path, base_shape, describe, load_base, load_tokenizer, set_special_tokens
+from llama_lab.own_settings import FROM_PAIRS
 from llama_lab.preference_batches import lengths_at_once
-from llama_lab.preference_trainer import PreferenceTrainer, prepare_trainer
+from llama_lab.prepared import Prepared, prepare
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
+from llama_lab.reward_model import prepare_head
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
 from llama_lab.training import FitSettings, last_checkpoint, peak_memory_gib, step_of
@@ -68,7 +71,7 @@ class _Loaded:
     tokenizer: PreTrainedTokenizerBase
     splits: Splits
     model: PeftModel
-    preferences: PreferenceTrainer | None
+    prepared: Prepared | None
     """Ready to train and to score, where the trainer is not SFT's."""
     num_params: tuple[int, int]
     """Trained, and in all."""
@@ -86,11 +89,12 @@ def run(
         LlamaLabError: what the user can mend. Every failure is recorded in result.json and raised again.
     """
     run_dir, display = RunDir(folder), Display(console)
+    scores = config.trainer.name is TrainerName.reward
     with run_dir.held():
         lock = _open_lock(run_dir, config, overrides)
         if _is_done(run_dir):
             display.note(f"{folder} has ended already; this is its result.")
-            report.show(console, run_dir, run_dir.read_result(), [], "")
+            report.show(console, run_dir, run_dir.read_result(), [], "", scores=scores)
             return run_dir.read_result()
         with _failure_recorded(run_dir), open_tracking(config.tracking, run_dir, lock) as tracking:
             loaded = _load(config, run_dir, lock, tracking, display, listeners)
@@ -98,7 +102,7 @@ def run(
             tracking.finished(result, samples)
         run_dir.write_samples(report.samples_markdown(samples))
         run_dir.write_result(result, status="ok")
-        report.show(console, run_dir, run_dir.read_result(), samples, tracking.where())
+        report.show(console, run_dir, run_dir.read_result(), samples, tracking.where(), scores=scores)
         return run_dir.read_result()
 
 
@@ -123,10 +127,7 @@ def _load(
         display.note(f"Note: {note}.")
     stop_on_failure(findings)
     with display.stage("Loading and quantising the base"):
-        base = load_base(config.model, config.quant, dense=config.trainer.engine is not Engine.standard)
-        set_special_tokens(base, tokenizer)
-        start = config.model.adapter
-        model = continue_adapter(base, start) if start else add_adapter(base, config.lora, seed=config.seed)
+        model = _adapted_base(config, tokenizer)
         choice = choose_for(config, model)
         if choice.speeds_up_model:
             speed_up(model)
@@ -135,7 +136,7 @@ def _load(
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     config, num_params = replace(config, trainer=trainer), count_params(model)
-    preferences = _preferences(config, run_dir, model, tokenizer, splits)
+    settings = _fit_settings(config, run_dir, Engine.standard, Memory.balanced)
     return _Loaded(
         config=config,
         engine=choice.engine,
@@ -146,27 +147,28 @@ def _load(
         tokenizer=tokenizer,
         splits=splits,
         model=model,
-        preferences=preferences,
+        # before anything is measured, since what it measures is its own loss
+        prepared=prepare(model, tokenizer, splits, settings),
         num_params=num_params,
         listeners=listeners,
     )
 
 
-def _preferences(
-    config: RunConfig, run_dir: RunDir, model: PeftModel, tokenizer: PreTrainedTokenizerBase, splits: Splits
-) -> PreferenceTrainer | None:
-    """Made before anything is measured, since what it measures is its own loss."""
-    if config.trainer.name is TrainerName.sft:
-        return None
-    settings = _fit_settings(config, run_dir, Engine.standard, Memory.balanced)
-    return prepare_trainer(model, tokenizer, splits.train.tokens, settings)
+def _adapted_base(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+    """The base with the adapter that training begins with."""
+    scores, start = config.trainer.name is TrainerName.reward, config.model.adapter
+    base = load_base(config.model, config.quant, dense=config.trainer.engine is not Engine.standard, scores=scores)
+    set_special_tokens(base, tokenizer)
+    if scores:
+        prepare_head(base, config.seed)
+    return continue_adapter(base, start) if start else add_adapter(base, config.lora, seed=config.seed, scores=scores)
 
 
 def _with_micro_batch(
     config: RunConfig, splits: Splits, lock: dict[str, Any], display: Display
 ) -> tuple[TrainerSettings, Rows]:
     """A resumed run goes on with the micro-batch that it began with, also where more would fit now."""
-    lengths = lengths_at_once(training_rows(splits.train.tokens, config.dataset), config.trainer.name)
+    lengths = lengths_at_once(training_rows(splits.train.tokens, config.dataset), config.trainer)
     multiple = config.dataset.pad_to_multiple_of or 1
     rows = Rows(
         longest=-(-max(lengths) // multiple) * multiple,
@@ -210,8 +212,8 @@ def _fit(loaded: _Loaded) -> FitResult:
         return _eval_metrics(_score(loaded, metrics=[]))
 
     listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
-    if loaded.preferences:
-        return loaded.preferences.fit(settings, listeners, held_out)
+    if loaded.prepared:
+        return loaded.prepared.fit(settings, listeners, held_out)
     rows, fit = training_rows(splits.train.tokens, config.dataset), fit_of(loaded.engine)
     return fit(loaded.model, loaded.tokenizer, rows, settings, listeners, held_out)
 
@@ -235,14 +237,16 @@ def _fit_settings(
 
 def _score(loaded: _Loaded, metrics: list[str]) -> Score:
     valid, settings = loaded.splits.valid, loaded.config.evaluate
-    if loaded.preferences:
-        return loaded.preferences.score(valid, settings, metrics)
+    if loaded.prepared:
+        return loaded.prepared.score(valid, settings, metrics)
     return score(loaded.model, loaded.tokenizer, valid, settings, metrics)
 
 
 def _measure(loaded: _Loaded, metrics: list[str]) -> Measurement:
     config, model, tokenizer, splits = loaded.config, loaded.model, loaded.tokenizer, loaded.splits
     found = _score(loaded, metrics)
+    if config.trainer.name is TrainerName.reward:
+        return Measurement(score=found, answers=[])
     one_turn = all(len(chat_of(example)) == 2 for example in splits.valid.examples)
     if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
         # the prompts of samples.md are the first held-out ones, and those have just been answered
@@ -273,6 +277,8 @@ def _measure_before(loaded: _Loaded) -> Measurement | None:
 
 
 def _sample_prompts(config: RunConfig, splits: Splits) -> list[str]:
+    if config.trainer.name is TrainerName.reward:
+        return []  # it scores answers and writes none
     if config.generation.prompts:
         return config.generation.prompts
     chats = [chat for example in splits.valid.examples if (chat := chat_of(example))]
@@ -295,14 +301,15 @@ def _save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, run_dir:
         # the embedding is never resized here, so PEFT need not compare it with the hub's
         model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
         tokenizer.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
 
 
 def _result(
     config: RunConfig, num_params: tuple[int, int], before: Measurement | None, fitted: FitResult, after: Measurement
 ) -> Result:
     trainable, total = num_params
-    is_of_tokens = config.trainer.name is TrainerName.sft
+    is_of_tokens = config.trainer.name not in FROM_PAIRS
     result = Result(
         objective=math.nan,
         eval_loss_before=before.score.eval_loss if before else None,

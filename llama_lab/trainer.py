@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,6 +18,7 @@ from llama_lab.errors import ConfigError
 from llama_lab.events import Listener
 from llama_lab.loss import summed_loss
 from llama_lab.results import FitResult
+from llama_lab.rewards import number_of
 from llama_lab.training import PARTIAL, FitSettings, Recorder, check_written_by, last_checkpoint, recording
 
 if TYPE_CHECKING:
@@ -158,8 +160,18 @@ class _FastTrainer(_Trainer):
 TOLD = {name: name for name in ("grad_norm", "learning_rate", "epoch")} | {
     "rewards/accuracies": "reward_accuracy",
     "rewards/margins": "reward_margin",
+    "accuracy": "reward_accuracy",
+    "margin": "reward_margin",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "share_of_equal_groups",
+    "kl": "kl",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "share_of_clipped_completions",
 }
 """What is told of a step beside its loss: TRL's name and ours."""
+ONE_REWARD = re.compile(r"rewards/([^/]+)/mean")
+"""TRL's name of the mean of one reward."""
 
 
 class _Teller(TrainerCallback):
@@ -184,7 +196,8 @@ class _Teller(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             numbers: dict[str, float] = {name: logs[key] for key, name in TOLD.items() if key in logs}
-            self.recorder.log(state.global_step, logs["loss"], numbers)
+            numbers |= {number_of(found[1]): logs[key] for key in logs if (found := ONE_REWARD.fullmatch(key))}
+            self.recorder.log(state.global_step, logs["loss"], {k: v for k, v in numbers.items() if v is not None})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llama_lab.compare.read import Run, read_run
 from llama_lab.errors import RunError, did_you_mean
+from llama_lab.rundir import STAGES_FILE
 
 MARKS = {"run.json", "result.json", "metrics.jsonl", ".hydra"}
 """A folder with one of these is a run's."""
@@ -65,7 +66,7 @@ def _run_folders(top: Path, unread: list[str]) -> Iterator[Path]:
         except OSError as error:
             unread.append(f"{folder}: {error.strerror or error}")
             continue
-        is_run = not MARKS.isdisjoint(found)
+        is_run = not MARKS.isdisjoint(found) and STAGES_FILE not in found
         if is_run:
             yield folder
         inside = INSIDE if is_run else set()

@@ -35,6 +35,7 @@ TITLES = {
     "exact_match": "exact match",
     "reward_accuracy": "reward accuracy",
     "reward_margin": "reward margin",
+    "reward": "reward",
     "num_steps": "steps",
 }
 MAX_SETTING_COLUMNS = 5

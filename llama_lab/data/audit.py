@@ -6,14 +6,15 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llama_lab.config import DatasetSettings
 from llama_lab.data.answers import chat_of
+from llama_lab.data.findings import Finding, Level, some
 from llama_lab.data.ghost import ghost_attention
+from llama_lab.data.pairs import pair_findings
 from llama_lab.data.templates import IGNORED, encode_prompt, expected_bos
 from llama_lab.errors import DataError
 
@@ -24,27 +25,8 @@ if TYPE_CHECKING:
 
     from llama_lab.data.splits import Split, Splits
 
-SHOWN = 5
-"""So many of the bad rows are named."""
 TRIED = 50
 """So many rows are rendered again to compare training with inference."""
-
-
-class Level(StrEnum):
-    """How bad a finding is: a failure stops the run."""
-
-    ok = "ok"
-    warning = "warning"
-    failure = "failure"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was checked, and what came out."""
-
-    level: Level
-    check: str
-    message: str
 
 
 @dataclass(kw_only=True)
@@ -77,6 +59,8 @@ def audit(
     findings = [
         *_token_findings(train, splits.train, "training"),
         *_token_findings(valid, splits.valid, "held-out"),
+        *pair_findings(splits.train, "training", tokenizer, vocab_size),
+        *pair_findings(splits.valid, "held-out", tokenizer, vocab_size),
         _template(splits.train, tokenizer, dataset),
         _vocabulary(max(train.max_id, valid.max_id), len(tokenizer), vocab_size),
         *_shares(splits, train, valid, dataset),
@@ -174,14 +158,9 @@ def _token_findings(numbers: SplitNumbers, split: Split, kind: str) -> list[Find
         # a row that was cut or goes on in the next one has no EOS, which is counted with those rows
         lost = split.num_cut + total - split.counts.num_kept if name == "no_eos" else 0
         level = Level.failure if len(faulty) > min(lost, total - 1) else Level.warning
-        message = f"{_some(split.numbers[faulty], total, kind)} {bad}"
+        message = f"{some(split.numbers[faulty], total, kind)} {bad}"
         findings.append(Finding(level=level, check=check, message=message))
     return findings
-
-
-def _some(rows: NDArray[np.int64], total: int, kind: str) -> str:
-    named = ", ".join(map(str, rows[:SHOWN]))
-    return f"{len(rows):,} of {total:,} {kind} rows ({named}{', ...' if len(rows) > SHOWN else ''})"
 
 
 def _template(split: Split, tokenizer: PreTrainedTokenizerBase, dataset: DatasetSettings) -> Finding:

@@ -30,7 +30,16 @@ META = "meta.json"
 LOST_AFTER_S = 7 * 24 * 3600
 """A partial folder of this age is what a killed process left."""
 
-LATER = ("sample.py", "sample_preference.py", "batches.py", "audit.py", "view.py")
+LATER = (
+    "sample.py",
+    "sample_preference.py",
+    "sample_rewards.py",
+    "batches.py",
+    "audit.py",
+    "pairs.py",
+    "findings.py",
+    "view.py",
+)
 """Modules of this folder that make no tokens of rows. A module that is new counts until it is named here."""
 
 PLACE = ("name", "path", "package", "file", "revision", "subset", "split", "eval_split")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from typing import Any
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import DatasetSettings
+from llama_lab.config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.data.columns import require, text_of
-from llama_lab.data.turns import ROLES, turns_of
+from llama_lab.data.turns import ROLES, check_text, turns_of
 from llama_lab.errors import DataError, did_you_mean
+from llama_lab.own_settings import FROM_PAIRS, SAMPLING
 
 Turns = list[dict[str, str]]
+
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+"""How a turn begins in Anthropic's dialogues (arXiv 2204.05862), which are one text each."""
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 VERDICTS = {"true": True, "false": False}
 """A table of text has no other way to write them."""
@@ -24,8 +30,11 @@ def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], d
         DataError: says how the good answers alone are learned, or which trainer the rows are for.
     """
     columns = dataset.columns
-    if trainer is not TrainerName.sft:
+    if trainer in FROM_PAIRS:
         _check_preferences(form, trainer, dataset)
+        return
+    if trainer in SAMPLING:
+        _check_prompts(form, trainer)
         return
     if form is DataFormat.preference:
         whole = isinstance(row.get(columns.chosen), list)
@@ -49,11 +58,22 @@ def _check_preferences(form: DataFormat, trainer: TrainerName, dataset: DatasetS
             f"the rows say of each answer whether it is good ({dataset.columns.label}), and trainer={trainer} compares "
             "two answers to one prompt. Type trainer=kto."
         )
-    words = "dataset=sample_preference" if dataset.name == "sample" else "dataset.columns.chosen=COLUMN and so on"
+    words = (
+        "dataset=sample_preference" if dataset.name in EMBEDDED_DATASETS else "dataset.columns.chosen=COLUMN and so on"
+    )
     raise DataError(
         f"the rows have one answer a prompt (format {form}), and trainer={trainer} learns which of two is better, from "
         f"columns prompt, chosen, rejected. Type trainer=sft, or {words}."
     )
+
+
+def _check_prompts(form: DataFormat, trainer: TrainerName) -> None:
+    if form in (DataFormat.text, DataFormat.preference, DataFormat.unpaired_preference):
+        instead = "dataset=sample_rewards" if form is DataFormat.text else "trainer=dpo, or dataset=sample_rewards"
+        raise DataError(
+            f"the rows have the format {form}, and trainer={trainer} answers prompts itself; trainer.rewards may "
+            f"compare with the one answer of a row. Type {instead}."
+        )
 
 
 def _good_answers(dataset: DatasetSettings) -> str:
@@ -63,13 +83,15 @@ def _good_answers(dataset: DatasetSettings) -> str:
 def from_preference(row: dict[str, Any], dataset: DatasetSettings) -> dict[str, Any]:
     """{"prompt", "chosen", "rejected"} as lists of messages.
 
-    Each of the three columns holds a text or messages. Where chosen and rejected are whole conversations, the prompt is
-    what both begin with, up to the last turn before an answer.
+    Each of the three columns holds a text or messages. Where chosen and rejected are whole conversations (as messages,
+    or as one text of "Human:" and "Assistant:" without a column prompt), the prompt is what both begin with, up to the
+    last turn before an answer.
 
     Raises:
         DataError: a column is missing or empty, both answers are the same, or the conversations share no beginning.
     """
-    chosen, rejected = (_answer(row, column, dataset) for column in ("chosen", "rejected"))
+    answer = _answer if dataset.columns.prompt in row else _dialogue_or_answer
+    chosen, rejected = (answer(row, column, dataset) for column in ("chosen", "rejected"))
     if chosen == rejected:
         raise DataError(
             f"columns {dataset.columns.chosen} and {dataset.columns.rejected} hold the same, so neither is better"
@@ -125,6 +147,23 @@ def _answer(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Turns
     if not isinstance(require(row, column, dataset), list):
         return [{"role": "assistant", "content": text_of(row, column, dataset)}]
     return _turns(row, column, dataset)
+
+
+def _dialogue_or_answer(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Turns:
+    text = require(row, column, dataset)
+    if not isinstance(text, str) or not HH_TURN.match(text):
+        return _answer(row, column, dataset)
+    _, *parts = HH_TURN.split(text)
+    turns = [
+        {"role": HH_ROLES[role], "content": content.strip()}
+        for role, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    name = getattr(dataset.columns, column)
+    for number, turn in enumerate(turns):
+        check_text(turn["content"], f"turn {number + 1} of {name}")
+        if turn["role"] != ("user", "assistant")[number % 2]:
+            raise DataError(f"turn {number + 1} of column {name} follows another of {turn['role']}")
+    return turns
 
 
 def _turns(row: dict[str, Any], column: str, dataset: DatasetSettings) -> Turns:

@@ -26,6 +26,9 @@ LEFT_OUT = (
     ("dataset", "jsonl"),  # needs dataset.path as well
     ("dataset", "codellama_generations"),  # needs dataset.columns as well
     ("dataset", "sample_preference"),  # needs a preference trainer as well
+    ("dataset", "sample_rewards"),  # for trainers that score answers
+    ("dataset", "hh_rlhf"),  # needs a preference trainer as well
+    ("dataset", "ultrafeedback_binarized"),  # needs a preference trainer as well
     ("dataset", "sharegpt"),  # needs a pip package that has no licence
 )
 

@@ -93,6 +93,11 @@ def check_design(design: Design) -> list[RunConfig]:
     """
     runs = [[*design.searchpath, *words] for words in design.space.check_points()]
     configs = check_runs(runs, design.config_name)
+    if any(config.stages for config in configs):
+        raise ConfigError(
+            "A study searches one run, and this experiment has several stages. Search one of them, such as -m "
+            "search=lora_quant trainer=dpo dataset=sample_preference model.adapter=outputs/DATE/TIME."
+        )
     for name in design.objectives:
         if name in ("exact_match", "composes") and any(name not in c.dataset.metrics for c in configs):
             raise ConfigError(f"{name} is an objective and not measured. Type dataset.metrics=[{name}] as well.")

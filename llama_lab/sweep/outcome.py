@@ -21,6 +21,7 @@ NUMBERS = (
     "composes",
     "reward_accuracy",
     "reward_margin",
+    "reward",
     "train_loss",
     "train_runtime_s",
     "tokens_per_s",

@@ -14,7 +14,7 @@ from llama_lab.results import OBJECTIVES
 from llama_lab.sweep.methods import PREFIX, PrunerName, PrunerSettings, SamplerSettings, check_least
 
 TARGET = "hydra_plugins.llama_lab_sweeper.OptunaSweeper"
-LARGER_IS_BETTER = ("exact_match", "composes", "reward_accuracy", "reward_margin", "tokens_per_s")
+LARGER_IS_BETTER = ("exact_match", "composes", "reward_accuracy", "reward_margin", "reward", "tokens_per_s")
 PRUNABLE = ("eval_loss", "perplexity")
 """Objectives that the held-out loss on the way speaks for."""
 

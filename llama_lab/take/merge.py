@@ -50,7 +50,8 @@ def merge_into(folder: Path, source: Source, options: MergeOptions, tick: Ticker
     """
     tick("reading base and held-out rows")
     tokenizer = load_tokenizer_of(source)
-    splits = build_splits(source.config.dataset, tokenizer, seed=source.config.seed)
+    config = source.config
+    splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
     merger = Merger(
         source=source,
         base=base_files(source.config.model),

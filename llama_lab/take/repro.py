@@ -120,7 +120,8 @@ def _fingerprint(config: RunConfig) -> str:
     from llama_lab.model import load_tokenizer
 
     quiet_libraries(config)
-    return build_splits(config.dataset, load_tokenizer(config.model), seed=config.seed).fingerprint
+    tokenizer, trainer = load_tokenizer(config.model), config.trainer.name
+    return build_splits(config.dataset, tokenizer, seed=config.seed, trainer=trainer).fingerprint
 
 
 def _flat(content: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from llama_lab.errors import ConfigError, ModelError, RunError, did_you_mean
 from llama_lab.explain import explain, known_keys, no_value, unknown_key
 from llama_lab.lock import config_of
 from llama_lab.paths import CONF_DIR
+from llama_lab.reward_model import is_reward_adapter
 from llama_lab.rundir import RunDir
 from llama_lab.take.fits import check_fits
 
@@ -74,6 +75,12 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
     words = [_checked(word) for word in words or []]
     adapter, run_dir = _locate(path)
     peft = _read_config(adapter)
+    if is_reward_adapter(peft):
+        raise RunError(
+            f"{path} is a reward model: it scores answers and writes none. Its accuracy on held-out pairs is in its "
+            f"result.json; to learn from its scores, type trainer=grpo trainer.rewards=[reward_model] "
+            f"trainer.reward_model={path}"
+        )
     notes: list[str] = []
     if run_dir is not None:
         config = _changed(config_of(run_dir.read_lock()), words)

@@ -105,9 +105,18 @@ class Lab:
         assert done.returncode == 0, done.stdout + done.stderr
         return folder
 
-    def killed(self, folder: Path, *words: str, when: Callable[[], bool], **env: str) -> None:
-        """A run that gets SIGKILL, with all that it started, as soon as `when` holds."""
-        process = self.start(f"hydra.run.dir={folder}", *words, cwd=folder.parent, **env)
+    def killed(self, folder: Path, *words: str, when: Callable[[], bool], warm: bool = False, **env: str) -> None:
+        """A run that gets SIGKILL, with all that it started, as soon as `when` holds.
+
+        Args:
+            warm: fork it from the process that has imported the libraries.
+        """
+        words = (f"hydra.run.dir={folder}", *words)
+        if warm and self.nest is not None:
+            done = self.nest.run(words, folder.parent, env, "", TIMEOUT_S, kill_when=when)
+            assert done.returncode == -signal.SIGKILL, done
+            return
+        process = self.start(*words, cwd=folder.parent, **env)
         try:
             deadline = time.monotonic() + 120
             while process.poll() is None and not when() and time.monotonic() < deadline:

@@ -61,7 +61,7 @@ CASES = [
     ("lora=al_linear", ["lora=all_linear"]),
     ("dataset=guanako", ["dataset=guanaco"]),
     ("trainer=stf", ["trainer=sft"]),
-    ("trainer=ppo", ["trainer=ppo", "trainer=dpo"]),
+    ("trainer=ppo", ["trainer=ppo", "trainer=grpo"]),
     ("tracking=wandbb", ["tracking=wandb"]),
     ("experiment=seed_guanco", ["experiment=seed_guanaco"]),
     ("hydra/launcher=slurmm", ["hydra/launcher=slurmm", "basic"]),

@@ -12,14 +12,17 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import weakref
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -56,10 +59,18 @@ class Nest:
         return all((self.environment | OFFLINE).get(name) == value for name, value in read.items())
 
     def run(
-        self, words: tuple[str, ...], cwd: Path, env: dict[str, str], stdin: str, timeout_s: float
+        self,
+        words: tuple[str, ...],
+        cwd: Path,
+        env: dict[str, str],
+        stdin: str,
+        timeout_s: float,
+        kill_when: Callable[[], bool] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """The ended process of a command.
 
+        Args:
+            kill_when: as soon as this holds it gets SIGKILL.
         Raises:
             TimeoutExpired: it was killed.
         """
@@ -70,6 +81,12 @@ class Nest:
             files[0].seek(0)
             socket.send_fds(self.socket, [json.dumps(order).encode()], [file.fileno() for file in files])
             pid = int(self.socket.recv(100))
+            if kill_when:
+                deadline = time.monotonic() + timeout_s
+                while not kill_when() and not select.select([self.socket], [], [], 0.002)[0]:
+                    assert time.monotonic() < deadline
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             self.socket.settimeout(timeout_s)
             try:
                 status = int(self.socket.recv(100))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llama_lab.compose import compose_words
-from llama_lab.data.audit import Level, audit, numbers_of, stop_on_failure
+from llama_lab.data.audit import audit, numbers_of, stop_on_failure
+from llama_lab.data.findings import Level
 from llama_lab.data.splits import build_splits
 from llama_lab.data.templates import IGNORED
 from llama_lab.errors import DataError
@@ -129,3 +130,55 @@ def test_numbers_are_those_of_the_rows(tmp_path):
     assert numbers.lengths.tolist() == [len(row["input_ids"]) for row in splits.train.tokens]
     learned = [sum(label != IGNORED for label in row["labels"]) for row in splits.train.tokens]
     assert numbers.num_learned.tolist() == learned
+
+
+# Pairs
+
+
+def checked_pairs(tmp_path: Path, rows: list[dict], *words: str, change=None):
+    """{check: finding} of the training rows; the worst one where several have the same name."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = compose_words(["model=tiny", "trainer=dpo", "dataset=jsonl", f"dataset.path={file}", *words])
+    tokenizer = load_tokenizer(config.model)
+    splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
+    if change:
+        splits.train.tokens = splits.train.tokens.map(change)
+    order = list(Level)
+    found = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
+    return {f.check: f for f in sorted(found, key=lambda f: order.index(f.level))}
+
+
+def two_answers(num: int, better: str = "this", worse: str = "that") -> list[dict]:
+    return [{"prompt": f"question {i}", "chosen": f"{better} {i}", "rejected": f"{worse} {i}"} for i in range(num)]
+
+
+def test_good_pairs_have_no_finding_but_ok(tmp_path):
+    found = checked_pairs(tmp_path, two_answers(40))
+    assert {finding.level for finding in found.values()} == {Level.ok}
+    assert {"prompts", "pairs", "lengths"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("pairs", lambda row: {"rejected_ids": row["input_ids"], "rejected_labels": row["labels"]}),
+        ("prompts", lambda row: {"rejected_ids": [row["rejected_ids"][0], 7, *row["rejected_ids"][2:]]}),
+        ("EOS", lambda row: {"rejected_ids": row["rejected_ids"][:-1], "rejected_labels": row["rejected_labels"][:-1]}),
+        (
+            "vocabulary",
+            lambda row: {
+                "rejected_ids": [*row["rejected_ids"], 320],
+                "rejected_labels": [*row["rejected_labels"], 320],
+            },
+        ),
+    ],
+)
+def test_faults_of_pairs_fail(tmp_path, check, change):
+    assert checked_pairs(tmp_path, two_answers(40), change=change)[check].level is Level.failure
+
+
+def test_pairs_that_length_tells_apart_are_warned_of(tmp_path):
+    found = checked_pairs(tmp_path, two_answers(40, better="this is the longer answer"))
+    assert found["lengths"].level is Level.warning
+    assert "length alone may be what is learned" in found["lengths"].message

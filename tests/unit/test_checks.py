@@ -189,8 +189,9 @@ def test_settings_that_clash_are_refused_with_what_to_type(words, said):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_can_be_chosen(objective):
-    pairs = ["trainer=dpo", "dataset=sample_preference"] if objective.startswith("reward") else []
-    assert compose_words(["model=tiny", f"objective={objective}", *pairs]).objective == objective
+    pairs = ["trainer=dpo", "dataset=sample_preference"] if objective.startswith("reward_") else []
+    prompts = ["trainer=grpo", "dataset=sample_rewards"] if objective == "reward" else []
+    assert compose_words(["model=tiny", f"objective={objective}", *pairs, *prompts]).objective == objective
 
 
 # TRL

@@ -24,7 +24,7 @@ YAMLS = sorted(CONF_DIR.rglob("*.yaml"), key=str)
 WORDS_BESIDE = {
     ("dataset", "jsonl"): ["dataset.path=my_rows.jsonl"],
     ("dataset", "sample_preference"): ["trainer=dpo"],
-    **{("trainer", name): ["dataset=sample_preference"] for name in ("dpo", "kto", "orpo")},
+    **{("trainer", name): ["dataset=sample_preference"] for name in ("dpo", "kto", "orpo", "reward")},
     ("lora", "pissa"): ["quant=none"],
     ("lora", "loftq"): ["quant=none"],
 }

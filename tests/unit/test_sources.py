@@ -1,5 +1,6 @@
 """Where rows come from makes no difference to what is learned, and only their content decides what is kept."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from llama_lab.choices import DataFormat, TrainerName
+from llama_lab.compose import compose_words
 from llama_lab.config import DatasetSettings
 from llama_lab.data.sources import open_sources
 from llama_lab.data.splits import Splits, build_splits
@@ -175,14 +177,17 @@ def hub(tmp_path, monkeypatch, model_cache) -> Callable[..., None]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
-    def put(**splits: list[dict[str, Any]]) -> None:
-        folder = tmp_path / "hub" / "datasets--somebody--rows"
+    def put(repository: str = "somebody/rows", files: dict[str, bytes] | None = None, **splits: Any) -> None:
+        folder = tmp_path / "hub" / f"datasets--{repository.replace('/', '--')}"
         (folder / "refs").mkdir(parents=True, exist_ok=True)
         (folder / "refs" / "main").write_text(COMMIT)
-        for split, rows in splits.items():
-            file = folder / "snapshots" / COMMIT / "data" / f"{split}-00000-of-00001.parquet"
+        files = {f"data/{split}-00000-of-00001.parquet": parquet(rows) for split, rows in splits.items()} | (
+            files or {}
+        )
+        for name, content in files.items():
+            file = folder / "snapshots" / COMMIT / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(parquet(rows))
+            file.write_bytes(content)
 
     return put
 
@@ -253,6 +258,58 @@ def test_other_trainers_get_the_tokens_of_all_answers(tmp_path, tiny_tokenizer, 
     assert build_splits(dataset, tiny_tokenizer, seed=0, trainer=trainer).fingerprint == splits.fingerprint
     with pytest.raises(DataError):  # also where the rows are in the cache
         build_splits(dataset, tiny_tokenizer, seed=0)
+
+
+def of_choice(name: str, tokenizer: Any) -> Splits:
+    """The rows of conf/dataset/NAME.yaml for trainer=dpo."""
+    config = compose_words(["model=tiny", "trainer=dpo", f"dataset={name}"])
+    return build_splits(config.dataset, tokenizer, seed=0, trainer=TrainerName.dpo)
+
+
+def test_hh_rlhf_is_read_turn_by_turn_from_its_texts(hub, tiny_tokenizer):
+    def told(*turns: str) -> str:
+        return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))
+
+    rows = [{"chosen": told("a", "b", f"c {i}", "yes"), "rejected": told("a", "b", f"c {i}", "no")} for i in range(4)]
+    rows += [
+        {"chosen": told("a", "same"), "rejected": told("a", "same")},
+        {"chosen": told("a", ""), "rejected": told("a", "b")},
+    ]
+    packed = gzip.compress(jsonl(rows).encode())
+    files = {
+        f"{part}/{split}.jsonl.gz": packed for part in ("harmless-base", "helpful-base") for split in ("train", "test")
+    }
+    files["red-team-attempts/red_team_attempts.jsonl.gz"] = gzip.compress(jsonl([{"transcript": "a"}]).encode())
+    hub("Anthropic/hh-rlhf", files)
+    splits = of_choice("hh_rlhf", tiny_tokenizer)
+    assert (len(splits.train.tokens), len(splits.valid.tokens), splits.train.counts.num_bad) == (8, 8, 4)
+    example = splits.train.examples[0]
+    assert [turn["content"] for turn in example["prompt"]] == ["a", "b", "c 0"]
+    assert [turn["role"] for turn in example["prompt"]] == ["user", "assistant", "user"]
+    assert (example["chosen"][0]["content"], example["rejected"][0]["content"]) == ("yes", "no")
+
+
+def test_ultrafeedback_is_read_from_its_own_splits_and_columns(hub, tiny_tokenizer):
+    def turns(i: int, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": answer}]
+
+    rows = [
+        {
+            "prompt": f"ask {i}",
+            "prompt_id": str(i),
+            "chosen": turns(i, "good"),
+            "rejected": turns(i, "bad" if i else "good"),
+            "messages": turns(i, "good"),
+            "score_chosen": 9.0,
+            "score_rejected": 2.0,
+        }
+        for i in range(5)
+    ]
+    hub("HuggingFaceH4/ultrafeedback_binarized", train_prefs=rows, test_prefs=rows[2:], train_sft=rows, test_sft=rows)
+    splits = of_choice("ultrafeedback_binarized", tiny_tokenizer)
+    assert (len(splits.train.tokens), len(splits.valid.tokens), splits.train.counts.num_bad) == (4, 3, 1)
+    assert splits.train.examples[0]["prompt"] == [{"role": "user", "content": "ask 1"}]
+    assert splits.train.examples[0]["rejected"] == [{"role": "assistant", "content": "bad"}]
 
 
 # Size

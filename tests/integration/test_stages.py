@@ -1,0 +1,80 @@
+"""Several stages as one command: each goes on with the adapter before it, and a killed one is not begun again."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from .conftest import read_json, steps_logged
+
+TINY = ["model=tiny", "dataset.max_train_rows=16", "dataset.max_eval_rows=4", "dataset.metrics=[]"]
+WORDS = [*TINY, "trainer.per_device_train_batch_size=8", "trainer.save_steps=1", "trainer.logging_steps=1"]
+SHORT_ANSWERS = "stages.grpo=['trainer=grpo','dataset=sample_rewards','trainer.max_completion_length=8']"
+
+
+@pytest.fixture(scope="module")
+def done(lab, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages") / "all"
+    return lab.run(folder, *WORDS, "experiment=sft_then_dpo", "tracking=none")
+
+
+def test_each_stage_is_a_run_that_goes_on_with_the_one_before(done):
+    first, second = done / "1_sft", done / "2_dpo"
+    locks = [read_json(folder / "run.json") for folder in (first, second)]
+    assert [read_json(folder / "result.json")["status"] for folder in (first, second)] == ["ok", "ok"]
+    assert [lock["config"]["trainer"]["name"] for lock in locks] == ["sft", "dpo"]
+    assert [lock["config"]["model"]["adapter"] for lock in locks] == [None, str(first)]
+    # the reference of DPO is the adapter that SFT left
+    assert read_json(second / "result.json")["reward_margin_before"] == 0.0
+    file = "adapter/adapter_model.safetensors"
+    before, after = load_file(first / file), load_file(second / file)
+    assert before.keys() == after.keys()
+    assert all((after[name] - before[name]).abs().max() < 0.05 for name in before)
+    assert any(not after[name].equal(before[name]) for name in before)
+
+
+def test_stages_are_one_group_and_rows_of_one_table(lab, done):
+    groups = {read_json(done / stage / "run.json")["config"]["tracking"]["group"] for stage in ("1_sft", "2_dpo")}
+    assert groups == {"sft_then_dpo_all"}
+    table = lab("compare", str(done), "--format", "json", cwd=done.parent)
+    assert [row["run"] for row in json.loads(table.stdout)["rows"]] == ["2_dpo", "1_sft"]
+
+
+def test_a_stage_is_taken_away_and_done_again_like_any_run(lab, done, tmp_path):
+    merged = lab("merge", str(done / "2_dpo"), "--to", str(tmp_path / "model"), cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    again = lab("repro", str(done / "2_dpo"), "--check", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
+    folder = tmp_path / "run"
+    words = [*WORDS, "experiment=sft_then_grpo", SHORT_ANSWERS, "tracking=none"]
+    lab.killed(folder, *words, when=lambda: max(steps_logged(folder / "2_grpo"), default=0) >= 2, warm=True)
+    first = (folder / "1_sft" / "result.json").stat().st_mtime_ns
+    assert not (folder / "2_grpo" / "result.json").exists()
+    again = lab(f"resume={folder}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "has ended already" in again.stdout
+    assert (folder / "1_sft" / "result.json").stat().st_mtime_ns == first
+    result = read_json(folder / "2_grpo" / "result.json")
+    assert result["status"] == "ok"
+    assert steps_logged(folder / "2_grpo").count(result["num_steps"]) <= 2  # its last step, and what it measured then
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer=dpo"], "\"stages.dpo=['trainer=dpo','dataset=sample_preference'"),
+        (["stages.dpo=[trainer=dpo]"], "Type \"stages.dpo=['trainer=dpo']\""),
+        (["stages.dpo=['trainer=dop']"], "stage dpo: trainer=dop is no choice. Did you mean trainer=dpo?"),
+        (["trainer.beta=0.2"], "trainer.beta=0.2 is no setting of trainer=sft"),
+        (["-m", "search=lora_quant"], "A study searches one run"),
+    ],
+)
+def test_what_cannot_work_ends_before_anything_is_written(lab, tmp_path, words, said):
+    done = lab("experiment=sft_then_dpo", "model=tiny", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

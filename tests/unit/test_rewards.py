@@ -1,0 +1,105 @@
+"""Rewards: what they are worth, how they are found, and what is refused before anything is loaded."""
+
+import json
+import sys
+
+import pytest
+
+from llama_lab.compose import compose_words
+from llama_lab.data import sample, sample_rewards
+from llama_lab.errors import LlamaLabError
+from llama_lab.rewards import COMMAND, REWARDS, find_reward
+
+GRPO = ["model=tiny", "trainer=grpo", "dataset=sample_rewards"]
+
+
+@pytest.mark.parametrize(
+    ("name", "completion", "worth"),
+    [
+        ("composes", f"{COMMAND} lora.r=8", 1),
+        ("composes", f"  {COMMAND} lora.r=8\n", 1),
+        ("composes", f"{COMMAND} lora.r=eight", 0),
+        ("composes", f"{COMMAND} dataset=jsonl dataset.path={'a' * 400}.jsonl", 0),
+        ("composes", f"{COMMAND} 'lora.r=8", 0),
+        ("composes", "lora.r=8", 0),
+        ("composes", "", 0),
+        ("exact_match", " the answer ", 1),
+        ("exact_match", "The answer", 0),
+        ("length", "ten signs.", 1),
+        ("length", "five!", 0.5),
+        ("length", "twenty signs and so.", 0.5),
+        ("length", "", 0),
+    ],
+)
+def test_answers_are_worth_what_their_reward_says(name, completion, worth):
+    assert REWARDS[name]("a prompt", completion, "the answer") == worth
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_shipped_file_is_what_build_gives(split):
+    built = sample.to_jsonl(sample_rewards.build_prompts()[split])
+    assert sample_rewards.path_of(split).read_bytes() == built.encode()
+
+
+def test_no_prompt_is_one_that_sample_trains_on():
+    asked = {row["prompt"].lower() for row in sample.build()["train"]}
+    rows = [json.loads(line) for line in sample_rewards.path_of("train").read_text().splitlines()]
+    assert len(rows) > 500
+    assert not asked & {row["prompt"].lower() for row in rows}
+    assert all(REWARDS["composes"]("", row["answer"], "") for row in rows[:40])
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of the user's, which says on standard output that it is imported."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rewards.py").write_text(
+        "print('imported')\ndef short(prompt, completion, answer): return 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_function_of_the_users_is_found_without_an_import(mine, capsys):
+    compose_words([*GRPO, "trainer.rewards=[length,mine.rewards:short]"])
+    assert "mine.rewards" not in sys.modules
+    assert capsys.readouterr().out == ""
+    assert find_reward("mine.rewards:short")("a", "b", "c") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.rewards=[compose]"], "Did you mean composes?"),
+        (["trainer.rewards=[]"], "Type trainer.rewards=[length]"),
+        (["trainer.rewards=null"], "Type trainer=grpo, whose file"),
+        (["trainer.rewards=[length,length]"], "trainer.rewards names length twice"),
+        (["trainer.rewards=[length]", "trainer.reward_weights=[1,2]"], "Type one number for each"),
+        (["trainer.rewards=[mine.rewards:shrt]"], "Did you mean mine.rewards:short?"),
+        (["trainer.rewards=[mine.reward:short]"], "there is no module mine.reward"),
+        (["trainer.rewards=[reward_model]"], "Type trainer.reward_model=FOLDER"),
+        (["trainer.reward_model=nowhere"], "Type trainer.rewards=[reward_model]"),
+        (["trainer.rewards=[reward_model]", "trainer.reward_model=nowhere"], "nowhere is not there"),
+        (["trainer.num_generations=1"], "type at least 2"),
+        (["trainer.num_generations=3"], "Type trainer.per_device_train_batch_size=3, or trainer.num_generations=2|4|8"),
+        (["trainer.max_completion_length=0"], "type at least 1"),
+        (["trainer.temperature=0"], "type a positive number"),
+        (["trainer.beta=-1"], "type 0, or a positive number"),
+        (["trainer.loss_type=sigmoid"], "It has: grpo, bnpo, dr_grpo, dapo"),
+        (["trainer.group_by_length=true"], "Type trainer.group_by_length=false"),
+        (["trainer.beta=0.1", "quant=none", "lora=pissa"], "Type lora.init=default"),
+        (["dataset=sample_preference"], "Type trainer=dpo, or dataset=sample_rewards"),
+        (["trainer.normalize_advantages=true"], "Type trainer=rloo as well"),
+        (["objective=reward_margin"], "Type trainer=dpo|kto|orpo|reward"),
+    ],
+)
+def test_what_cannot_work_says_what_to_type(mine, words, said):
+    with pytest.raises(LlamaLabError) as caught:
+        compose_words([*GRPO, *words])
+    assert said in str(caught.value)
+
+
+def test_rows_without_a_prompt_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 3)
+    with pytest.raises(LlamaLabError, match="Type dataset=sample_rewards"):
+        compose_words(["trainer=grpo", "dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}"])

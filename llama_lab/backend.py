@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from llama_lab.choices import Engine, Memory
-from llama_lab.config import RunConfig
+from llama_lab.config import OWN_ADAPTER, RunConfig
 from llama_lab.continued import continue_adapter
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
-from llama_lab.lora import OWN, add_adapter
+from llama_lab.lora import add_adapter
 from llama_lab.micro_batch import memory_level
 from llama_lab.model import base_shape, load_base, set_special_tokens
 from llama_lab.results import FitResult
@@ -78,7 +78,7 @@ class OwnBackend:
         choice = choose_for(config, model)
         if choice.speeds_up_model:
             speed_up(model)
-        return Adapted(model=model, adapter_name=OWN, engine=choice.engine, note=choice.note)
+        return Adapted(model=model, adapter_name=OWN_ADAPTER, engine=choice.engine, note=choice.note)
 
     def memory(self, config: RunConfig, adapted: Adapted, longest: int) -> tuple[Memory, str | None]:
         if adapted.engine is Engine.standard or not torch.cuda.is_available():

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from llama_lab.choices import LoraInit
-from llama_lab.config import LoraSettings
+from llama_lab.config import OWN_ADAPTER, LoraSettings
 from llama_lab.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
-
-OWN = "default"
-"""PEFT's name of an adapter that has its model for itself."""
 
 
 def lora_config(lora: LoraSettings) -> LoraConfig:
@@ -44,26 +41,37 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftModel:
+def add_adapter(
+    base: PreTrainedModel | PeftModel, lora: LoraSettings, *, seed: int, adapter_name: str = OWN_ADAPTER
+) -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
+    Args:
+        base: may hold adapters for the same layers already; the new one is then the active one.
     Raises:
         ConfigError: lora.init=loftq without a GPU, or PEFT refuses the settings for this base.
     """
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
     if lora.init is LoraInit.loftq and not torch.cuda.is_available():
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
+    config = lora_config(lora)
     torch.manual_seed(seed)
     try:
-        return get_peft_model(base, lora_config(lora))
+        if not isinstance(base, PeftModel):
+            return get_peft_model(base, config, adapter_name=adapter_name)
+        # what "all-linear" means has been found out for the first one
+        config.target_modules = next(iter(base.peft_config.values())).target_modules
+        base.add_adapter(adapter_name, config)
+        base.set_adapter(adapter_name)
+        return base
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
         ) from error
 
 
-def count_params(model: PeftModel, adapter_name: str = OWN) -> tuple[int, int]:
+def count_params(model: PeftModel, adapter_name: str = OWN_ADAPTER) -> tuple[int, int]:
     """(trainable, all) parameters of the base and one adapter; 4-bit weights count as the numbers they stand for."""
     if len(model.peft_config) == 1:
         trainable, total = model.get_nb_trainable_parameters()

@@ -91,16 +91,47 @@ def is_fast(config: RunConfig, device: Device) -> bool:
     return device is Device.gpu and config.trainer.engine is not Engine.standard and unsuited(config) is None
 
 
-def fastest_fit(shape: ModelShape, config: RunConfig, *, length: int, room_gib: float) -> Memory:
+def fastest_fit(
+    shape: ModelShape,
+    config: RunConfig,
+    *,
+    length: int,
+    room_gib: float,
+    num_rows: int = 1,
+    rank: int | None = None,
+) -> Memory:
     """trainer.memory; of `auto` the fastest level whose predicted peak is within the room, else the leanest."""
+
+    def peak_gib(level: Memory) -> float:
+        return estimate_fast(shape, config, level, length=length, num_rows=num_rows, rank=rank).total
+
     levels = allowed_memory(config)
-    found = (level for level in levels if estimate_fast(shape, config, level, length=length).total <= room_gib)
-    return next(found, levels[-1])
+    return next((level for level in levels if peak_gib(level) <= room_gib), levels[-1])
 
 
-def estimate_fast(shape: ModelShape, config: RunConfig, memory: Memory, *, length: int) -> MemoryEstimate:
-    """Predicted peak of the fast engine at one level of trainer.memory."""
-    run = FastRun(shape=shape, config=config, memory=memory, num_tokens=rows_at_once(config.trainer) * length)
+def estimate_fast(
+    shape: ModelShape,
+    config: RunConfig,
+    memory: Memory,
+    *,
+    length: int,
+    num_rows: int = 1,
+    rank: int | None = None,
+) -> MemoryEstimate:
+    """Predicted peak of the fast engine at one level of trainer.memory.
+
+    Args:
+        num_rows: adapters that are trained together on one base (stacked/), each with a micro-batch of its own.
+        rank: to which they are padded; None is lora.r.
+    """
+    run = FastRun(
+        shape=shape,
+        config=config,
+        memory=memory,
+        num_tokens=num_rows * rows_at_once(config.trainer) * length,
+        num_rows=num_rows,
+        rank=rank,
+    )
     types = Precision(compute=BF16, adapter=BF16)
     return MemoryEstimate(
         base=(base_bytes(shape, config.quant, types, Device.gpu) + run.dense_base) / GIB,

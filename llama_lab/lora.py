@@ -41,30 +41,36 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(
-    base: PreTrainedModel | PeftModel, lora: LoraSettings, *, seed: int, adapter_name: str = OWN_ADAPTER
-) -> PeftModel:
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, adapter_name: str = OWN_ADAPTER) -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
-    Args:
-        base: may hold adapters for the same layers already; the new one is then the active one.
     Raises:
         ConfigError: lora.init=loftq without a GPU, or PEFT refuses the settings for this base.
     """
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     if lora.init is LoraInit.loftq and not torch.cuda.is_available():
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
-    config = lora_config(lora)
     torch.manual_seed(seed)
     try:
-        if not isinstance(base, PeftModel):
-            return get_peft_model(base, config, adapter_name=adapter_name)
-        # what "all-linear" means has been found out for the first one
-        config.target_modules = next(iter(base.peft_config.values())).target_modules
-        base.add_adapter(adapter_name, config)
-        base.set_adapter(adapter_name)
-        return base
+        return get_peft_model(base, lora_config(lora), adapter_name=adapter_name)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
+        ) from error
+
+
+def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: int) -> None:
+    """One more adapter on the same base, to the bit the one that `add_adapter` makes there.
+
+    It is not the active one: `model.set_adapter(name)` makes it that.
+
+    Raises:
+        ConfigError: PEFT refuses the settings for this base.
+    """
+    torch.manual_seed(seed)
+    try:
+        model.add_adapter(name, lora_config(lora))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
@@ -73,10 +79,8 @@ def add_adapter(
 
 def count_params(model: PeftModel, adapter_name: str = OWN_ADAPTER) -> tuple[int, int]:
     """(trainable, all) parameters of the base and one adapter; 4-bit weights count as the numbers they stand for."""
-    if len(model.peft_config) == 1:
-        trainable, total = model.get_nb_trainable_parameters()
-        return int(trainable), int(total)
-    model.set_adapter(adapter_name)
+    if model.active_adapter != adapter_name:
+        model.set_adapter(adapter_name)
     trainable, total = model.get_nb_trainable_parameters()
     others = [name for name in model.peft_config if name != adapter_name]
     theirs = sum(p.numel() for key, p in model.named_parameters() if any(f".{name}." in key for name in others))

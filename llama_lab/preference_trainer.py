@@ -18,7 +18,7 @@ from llama_lab.events import Listener
 from llama_lab.preference_batches import PairCollator, SideCollator, SingleCollator, single_answers
 from llama_lab.preference_score import rewards_of
 from llama_lab.results import FitResult, Score
-from llama_lab.trainer import shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import adapter_kept, shared_arguments, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:
@@ -82,12 +82,8 @@ def prepare_trainer(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, settings: FitSettings
 ) -> PreferenceTrainer:
     """TRL's trainer for trainer.name; the adapter is in fp32 and to the bit what it was."""
-    # TRL casts a 4-bit model's adapter to bf16: rounded, it would no longer be its own reference
-    before = {name: param.detach().float().clone() for name, param in model.named_parameters() if param.requires_grad}
-    trainer = MAKERS[settings.trainer.name](model, tokenizer, train, settings)
-    for name, param in model.named_parameters():
-        if name in before:
-            param.data = before[name]
+    with adapter_kept(model):
+        trainer = MAKERS[settings.trainer.name](model, tokenizer, train, settings)
     take_out_printers(trainer)
     return PreferenceTrainer(trainer=trainer, model=model, tokenizer=tokenizer)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -60,15 +61,17 @@ def build_trainer(
     train: Dataset,
     settings: FitSettings,
 ) -> SFTTrainer:
-    """TRL's trainer for these settings; it leaves the adapter in fp32."""
-    trainer = (_FastTrainer if settings.engine is Engine.fast else _Trainer)(
-        model=model,
-        args=SFTConfig(**shared_arguments(settings), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=train,
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id, multiple_of=settings.pad_to_multiple_of),
-        processing_class=tokenizer,
-    )
-    _keep_fp32(model)
+    """TRL's trainer for these settings; the adapter is in fp32 and to the bit what it was."""
+    with adapter_kept(model):
+        trainer = (_FastTrainer if settings.engine is Engine.fast else _Trainer)(
+            model=model,
+            args=SFTConfig(
+                **shared_arguments(settings), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
+            ),
+            train_dataset=train,
+            data_collator=Collator(pad_token_id=tokenizer.pad_token_id, multiple_of=settings.pad_to_multiple_of),
+            processing_class=tokenizer,
+        )
     take_out_printers(trainer)
     return trainer
 
@@ -116,11 +119,16 @@ def shared_arguments(settings: FitSettings) -> dict[str, Any]:
     )
 
 
-def _keep_fp32(model: PeftModel) -> None:
-    # SFTTrainer casts a 4-bit model's adapter to bf16, and a resumed run reloads it as fp32: then the two differ
-    for param in model.parameters():
-        if param.requires_grad:
-            param.data = param.data.float()
+@contextmanager
+def adapter_kept(model: PeftModel) -> Iterator[None]:
+    """Afterwards the adapter is in fp32 and to the bit what it was."""
+    # TRL casts a 4-bit model's adapter to bf16, and a resumed run reloads it as fp32: then the two differ. Rounded, an
+    # adapter that is trained further would also be another one, and no longer its own reference
+    before = {name: param.detach().float().clone() for name, param in model.named_parameters() if param.requires_grad}
+    yield
+    for name, param in model.named_parameters():
+        if name in before:
+            param.data = before[name]
 
 
 def take_out_printers(trainer: Any) -> None:

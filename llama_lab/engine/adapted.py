@@ -1,6 +1,6 @@
 """Linear layers that share their input, with the LoRA on each, forward and backward without autograd.
 
-K adapters, P adapted layers, N tokens of each adapter, R rank, D inputs, O outputs.
+K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter, R rank, D inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from llama_lab.engine.adapter import Matrices
-from llama_lab.engine.dropout import drawn
 from llama_lab.engine.frozen import Frozen
 
 IntoA = list[Tensor] | None
@@ -25,25 +24,22 @@ class Projection:
     frozen: Frozen
     places: list[slice]
     """The outputs of each adapted layer."""
-    share: float
-    """Dropout."""
+    dropout: bool
+    """Whether inputs go through dropout on their way into A; the keys say how many are left out."""
     scale_K: Tensor
-    keys: slice
-    """Its adapted layers in the keys of a step."""
+    adapted: slice
+    """Its adapted layers among those of all blocks."""
     work: Matrices
     grad: Matrices
+    """K here is that of the buffers; products take as many of the first adapters as there are inputs."""
 
     @property
     def num_adapted(self) -> int:
         return len(self.places)
 
-    def draw(self, keys: Tensor, x_KND: Tensor) -> Tensor | None:
-        """What decides about the dropout of this micro-batch; None where nothing is left out."""
-        if not self.share or not self.num_adapted:
-            return None
-        num_adapters, num_tokens, width = x_KND.shape
-        keys_KPW = keys[self.keys].view(self.num_adapted, num_adapters, -1).transpose(0, 1)
-        return drawn(keys_KPW, num_tokens, width, self.share)
+    def keys(self, keys_PKW: Tensor) -> Tensor | None:
+        """(K, P, W), the dropout keys of this projection out of those of all; None where nothing is left out."""
+        return keys_PKW[self.adapted].transpose(0, 1) if self.dropout and self.num_adapted else None
 
     def forward(self, x_KND: Tensor, into_a: IntoA) -> tuple[Tensor, Tensor | None]:
         """(K, N, all O) and the low-rank products (K, P, N, R).
@@ -54,45 +50,48 @@ class Projection:
         y_KNO = (x_KND.flatten(0, 1) @ self.frozen.weight().t()).unflatten(0, x_KND.shape[:2])
         low_KPNR = self.low(x_KND, into_a)
         if low_KPNR is not None:
+            b_KOR = self.work.first(len(x_KND)).b_KOR
             for i, place in enumerate(self.places):
-                y_KNO[..., place].baddbmm_(low_KPNR[:, i], self.work.b_KOR[i].transpose(1, 2))
+                y_KNO[..., place].baddbmm_(low_KPNR[:, i], b_KOR[i].transpose(1, 2))
         return y_KNO, low_KPNR
 
     def low(self, x_KND: Tensor, into_a: IntoA) -> Tensor | None:
         """``s A dropout(x)`` of each adapted layer."""
         if not self.num_adapted:
             return None
-        a_KPRD = self.work.a_KPRD
+        a_KPRD = self.work.first(len(x_KND)).a_KPRD
         if into_a is None:
             low = torch.bmm(x_KND, a_KPRD.flatten(1, 2).transpose(1, 2))
             low_KPNR = low.unflatten(2, a_KPRD.shape[1:3]).transpose(1, 2)
         else:
             low_KPNR = x_KND.new_empty(len(x_KND), self.num_adapted, x_KND.shape[1], a_KPRD.shape[2])
             for i, x_i in enumerate(into_a):
-                _product(x_i, a_KPRD[:, i].transpose(1, 2), out=low_KPNR[:, i])
-        return low_KPNR.mul_(self.scale_K[:, None, None, None])
+                torch.bmm(x_i, a_KPRD[:, i].transpose(1, 2), out=low_KPNR[:, i])
+        return self._scaled(low_KPNR)
 
     def backward_low(self, grad_KNO: Tensor, low_KPNR: Tensor | None) -> Tensor | None:
         """Gradients of B, written where they belong; that of the low-rank products is returned."""
         if low_KPNR is None:
             return None
+        num_adapters = len(grad_KNO)
+        grad_b, b_KOR = self.grad.first(num_adapters).b_KOR, self.work.first(num_adapters).b_KOR
         grad_low = torch.empty(low_KPNR.shape, dtype=low_KPNR.dtype, device=low_KPNR.device)
         for i, place in enumerate(self.places):
             grad_i = grad_KNO[..., place]
-            _product(grad_i.transpose(1, 2), low_KPNR[:, i], out=self.grad.b_KOR[i])
-            _product(grad_i, self.work.b_KOR[i], out=grad_low[:, i])
-        return grad_low.mul_(self.scale_K[:, None, None, None])
+            torch.bmm(grad_i.transpose(1, 2), low_KPNR[:, i], out=grad_b[i])
+            torch.bmm(grad_i, b_KOR[i], out=grad_low[:, i])
+        return self._scaled(grad_low)
 
     def backward_a(self, grad_low_KPNR: Tensor, x_KND: Tensor | None, into_a: IntoA) -> None:
         """Gradient of A."""
-        grad_a = self.grad.a_KPRD
+        grad_a = self.grad.first(len(grad_low_KPNR)).a_KPRD
         if into_a is None:
             assert x_KND is not None
             low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)  # (K, N, P R)
-            grad_a.copy_(torch.bmm(low.transpose(1, 2), x_KND).unflatten(1, grad_a.shape[1:3]))
+            torch.bmm(low.transpose(1, 2), x_KND, out=grad_a.flatten(1, 2))
             return
         for i, x_i in enumerate(into_a):
-            _product(grad_low_KPNR[:, i].transpose(1, 2), x_i, out=grad_a[:, i])
+            torch.bmm(grad_low_KPNR[:, i].transpose(1, 2), x_i, out=grad_a[:, i])
 
     def backward_x(
         self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, *, dropout: bool
@@ -101,16 +100,11 @@ class Projection:
         grad_KND = (grad_KNO.flatten(0, 1) @ self.frozen.weight()).unflatten(0, grad_KNO.shape[:2])
         if grad_low_KPNR is None:
             return grad_KND, None
-        a_KPRD = self.work.a_KPRD
+        a_KPRD = self.work.first(len(grad_KNO)).a_KPRD
         if dropout:
             return grad_KND, [torch.bmm(grad_low_KPNR[:, i], a_KPRD[:, i]) for i in range(self.num_adapted)]
         low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)
         return grad_KND.baddbmm_(low, a_KPRD.flatten(1, 2)), None
 
-
-def _product(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """Matrix products of K pairs into `out`, which may lie apart."""
-    if out.is_contiguous():
-        torch.bmm(x, y, out=out)
-    else:
-        out.copy_(torch.bmm(x, y))
+    def _scaled(self, low_KPNR: Tensor) -> Tensor:
+        return low_KPNR.mul_(self.scale_K[: len(low_KPNR), None, None, None])

@@ -1,11 +1,12 @@
-"""All LoRA matrices of a model in one flat buffer, so that one operation steps or clips them all.
+"""All LoRA matrices of K adapters in one flat buffer, so that one operation steps or clips them all.
 
-K adapters, P adapted layers of a projection, R rank, D inputs, O outputs of one layer.
+K adapters, P adapted layers of a projection, R rank (smaller ones zero-padded), D inputs, O outputs of one layer.
+S numbers of one adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,74 +25,146 @@ class Matrices:
     b_KOR: list[Tensor]
     """One a layer."""
 
+    def first(self, num_adapters: int) -> Matrices:
+        """Those of the first adapters."""
+        if num_adapters == len(self.a_KPRD):
+            return self
+        return Matrices(a_KPRD=self.a_KPRD[:num_adapters], b_KOR=[b[:num_adapters] for b in self.b_KOR])
 
-class Adapter:
-    """K adapters of one shape: fp32 masters, their copy in the compute type, and its gradient."""
 
-    def __init__(self, projections: Sequence[Sequence[Any]], dtype: torch.dtype, device: torch.device) -> None:
-        """Take over the LoRA of PEFT's layers: their parameters become views of the flat master.
+@dataclass(kw_only=True)
+class Layout:
+    """Where the matrices of an adapter lie in a flat buffer: of each projection all A above each other, then each B."""
 
-        Args:
-            projections: PEFT's LoRA layers of each projection; they share input and rank.
-            dtype: the compute type.
-        """
-        self.layers = [list(layers) for layers in projections]
-        size = sum(_padded(t.numel()) for layers in self.layers for t in _parameters(layers))
-        wide = torch.promote_types(dtype, torch.float32)
-        self.master_KS = torch.zeros(1, size, dtype=wide, device=device)
-        self.work_KS = self.master_KS if dtype is wide else torch.zeros(1, size, dtype=dtype, device=device)
-        self.grad_KS = torch.zeros(1, size, dtype=dtype, device=device)
-        for layers, matrices in zip(self.layers, self.views(self.master_KS), strict=True):
-            for i, layer in enumerate(layers):
-                _take_over(_only(layer.lora_A).weight, matrices.a_KPRD[0, i])
-                _take_over(_only(layer.lora_B).weight, matrices.b_KOR[i][0])
-        self.refresh()
+    sizes: list[tuple[int, list[int]]]
+    """D, and O of each adapted layer, of each projection."""
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of one adapter, the gaps between matrices included."""
+        return sum(_padded(number) for d, outs in self.sizes for number in self._numbers(d, outs))
 
     def views(self, flat_KS: Tensor) -> list[Matrices]:
-        """The matrices of each projection in a buffer of the masters' layout."""
+        """The matrices of each projection."""
         found, place = [], 0
-        for layers in self.layers:
-            a, rest = _parameters(layers)[0], _parameters(layers)[1:]
-            a_KPRD = flat_KS[:, place : place + a.numel()].unflatten(1, a.shape)
-            place += _padded(a.numel())
-            b_KOR = []
-            for b in rest:
-                b_KOR.append(flat_KS[:, place : place + b.numel()].unflatten(1, b.shape))
-                place += _padded(b.numel())
+        for d, outs in self.sizes:
+            parts = []
+            for number in self._numbers(d, outs):
+                parts.append(flat_KS[:, place : place + number])
+                place += _padded(number)
+            a_KPRD = parts[0].unflatten(1, (len(outs), self.rank, d))
+            b_KOR = [part.unflatten(1, (o, self.rank)) for part, o in zip(parts[1:], outs, strict=True)]
             found.append(Matrices(a_KPRD=a_KPRD, b_KOR=b_KOR))
         return found
 
-    def refresh(self) -> None:
+    def _numbers(self, d: int, outs: list[int]) -> list[int]:
+        return [len(outs) * self.rank * d, *(o * self.rank for o in outs)]
+
+
+class Adapter:
+    """K adapters over one base: fp32 masters, their copy in the compute type, and its gradient.
+
+    PEFT's parameters of an adapter that has been taken in are views of its masters.
+    """
+
+    def __init__(
+        self,
+        projections: Sequence[Sequence[Any]],
+        *,
+        num_rows: int,
+        rank: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """
+        Args:
+            projections: PEFT's LoRA layers of each projection; they share their input.
+            rank: no adapter has a larger one.
+            dtype: the compute type.
+        """
+        self.layers = [list(layers) for layers in projections]
+        self.layout = Layout(sizes=_sizes(self.layers), rank=rank)
+        shape, wide = (num_rows, self.layout.size), torch.promote_types(dtype, torch.float32)
+        self.master_KS = torch.zeros(shape, dtype=wide, device=device)
+        self.work_KS = self.master_KS if dtype is wide else torch.zeros(shape, dtype=dtype, device=device)
+        self.grad_KS = torch.zeros(shape, dtype=dtype, device=device)
+        self.scale_PK = torch.zeros(len(self.layers), num_rows, dtype=wide, device=device)
+        """alpha / r, or by what else PEFT scales, of each projection."""
+
+    def take(self, k: int, name: str) -> None:
+        """PEFT's adapter of this name goes into slot `k`."""
+        for parameter, view in self._pairs(k, name):
+            view.copy_(parameter.data)
+            parameter.data = view
+        scales = [float(own[0].scaling[name]) if own else 1.0 for own in self._own(name)]
+        self.scale_PK[:, k] = self.scale_PK.new_tensor(scales)
+        self.refresh(k)
+
+    def release(self, k: int, name: str) -> None:
+        """Give PEFT's parameters memory of their own again; the slot is empty then."""
+        for parameter, _ in self._pairs(k, name):
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        for buffer in (self.master_KS, self.work_KS, self.grad_KS):
+            buffer[k].zero_()
+
+    def move(self, name: str, start: int, end: int) -> None:
+        """From one slot into an empty one."""
+        self.master_KS[end].copy_(self.master_KS[start])
+        for parameter, view in self._pairs(end, name):
+            parameter.data = view
+        self.scale_PK[:, end] = self.scale_PK[:, start]
+        self.refresh(end)
+        for buffer in (self.master_KS, self.work_KS, self.grad_KS):
+            buffer[start].zero_()
+
+    def refresh(self, k: int) -> None:
         """The copy in the compute type follows the masters."""
         if self.work_KS is not self.master_KS:
-            self.work_KS.copy_(self.master_KS)
+            self.work_KS[k].copy_(self.master_KS[k])
 
-    def release(self) -> None:
-        """Give every PEFT parameter its own memory again."""
-        for layers in self.layers:
-            for layer in layers:
-                for weight in (_only(layer.lora_A).weight, _only(layer.lora_B).weight):
-                    weight.data = weight.data.clone()
+    def own_layout(self, name: str) -> Layout:
+        """The layout of this adapter alone: its own layers and rank."""
+        return Layout(
+            sizes=_sizes(self._own(name)), rank=max(layer.r[name] for own in self._own(name) for layer in own)
+        )
+
+    def matrices(self, flat_KS: Tensor, k: int, name: str) -> Iterator[Tensor]:
+        """A and B of each layer of slot `k` in a buffer of all adapters, without the padding."""
+        return _matrices(self.layers, self.layout.views(flat_KS), k, name)
+
+    def own_matrices(self, flat_S: Tensor, name: str) -> Iterator[Tensor]:
+        """The same of a buffer in the layout of this adapter alone."""
+        return _matrices(self._own(name), self.own_layout(name).views(flat_S[None]), 0, name)
+
+    def _own(self, name: str) -> list[list[Any]]:
+        return [[layer for layer in layers if name in layer.lora_A] for layers in self.layers]
+
+    def _pairs(self, k: int, name: str) -> Iterator[tuple[Any, Tensor]]:
+        """PEFT's parameters, and where they belong."""
+        parameters = (
+            module[name].weight for own in self._own(name) for layer in own for module in (layer.lora_A, layer.lora_B)
+        )
+        return zip(parameters, self.matrices(self.master_KS, k, name), strict=True)
 
 
-def _parameters(layers: Sequence[Any]) -> list[Tensor]:
-    """Shapes alone: all A above each other, then each B."""
-    if not layers:
-        return [torch.empty(0, device="meta")]
-    a = _only(layers[0].lora_A).weight
+def lora_layers(model: Any, name: str) -> dict[str, Any]:
+    """PEFT's LoRA layers with an adapter of this name, by their paths."""
+    return {path: layer for path, layer in model.named_modules() if name in getattr(layer, "lora_A", ())}
+
+
+def _matrices(projections: list[list[Any]], views: list[Matrices], k: int, name: str) -> Iterator[Tensor]:
+    for layers, matrices in zip(projections, views, strict=True):
+        for i, layer in enumerate(layers):
+            if name in layer.lora_A:
+                yield matrices.a_KPRD[k, i, : layer.r[name]]
+                yield matrices.b_KOR[i][k, :, : layer.r[name]]
+
+
+def _sizes(projections: Sequence[Sequence[Any]]) -> list[tuple[int, list[int]]]:
     return [
-        torch.empty(len(layers), *a.shape, device="meta"),
-        *(torch.empty(_only(layer.lora_B).weight.shape, device="meta") for layer in layers),
+        (layers[0].in_features if layers else 0, [layer.out_features for layer in layers]) for layers in projections
     ]
-
-
-def _take_over(parameter: Any, view: Tensor) -> None:
-    view.copy_(parameter.data)
-    parameter.data = view
-
-
-def _only(modules: Any) -> Any:
-    return next(iter(modules.values()))
 
 
 def _padded(number: int) -> int:

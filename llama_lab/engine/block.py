@@ -1,6 +1,6 @@
 """A Llama block forward and backward, written out: what is kept, what is computed again, and in which order.
 
-K adapters, P adapted layers of a projection, N tokens of each adapter, R rank, D inputs, O outputs.
+K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter, R rank, D inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Saved:
     gate_up: Tensor | None = None
     low: tuple[Tensor | None, ...] = ()
     """The low-rank products of qkv, o, gate_up and down."""
-    drawn: tuple[Tensor | None, ...] = ()
-    """Of the same."""
+    keys: tuple[Tensor | None, ...] = ()
+    """Of dropout, of the same."""
 
 
 @dataclass(kw_only=True)
@@ -41,8 +41,8 @@ class Step:
     cos_NE: Tensor
     sin_NE: Tensor
     rows: RowBounds
-    keys: Tensor
-    """(adapted layers of all blocks x K, KEY_WORDS)."""
+    keys_PKW: Tensor
+    """Dropout keys of the adapted layers of all blocks."""
 
 
 class Block:
@@ -88,8 +88,8 @@ class Block:
 
     def _until_down(self, x: Tensor, delta: Tensor | None, step: Step) -> tuple[Saved, Tensor, IntoA]:
         """All that backward needs, and what goes into the last projection and its A."""
-        drawn_qkv = self.qkv.draw(step.keys, x)
-        x, into_qkv, into_a = self._enter("qkv", self.qkv, x, delta, self.norms[0], drawn_qkv)
+        keys_qkv = self.qkv.keys(step.keys_PKW)
+        x, into_qkv, into_a = self._enter("qkv", self.qkv, x, delta, self.norms[0], keys_qkv)
         qkv, low_qkv = self.qkv.forward(into_qkv, into_a)
         del into_qkv, into_a
         heads = self._turn(qkv, step)
@@ -99,14 +99,14 @@ class Block:
             attended = attend(q, k, v, step.rows, self.scale)
         del heads
         flat = attended.detach().reshape(*x.shape[:2], -1)
-        drawn_out = self.out.draw(step.keys, flat)
-        out, low_out = self.out.forward(flat, self._dropped("out", self.out, flat, drawn_out))
-        drawn_mlp = self.gate_up.draw(step.keys, x)
-        x_mlp, into_mlp, into_a = self._enter("mlp", self.gate_up, x, out, self.norms[1], drawn_mlp)
+        keys_out = self.out.keys(step.keys_PKW)
+        out, low_out = self.out.forward(flat, self._dropped("out", self.out, flat, keys_out))
+        keys_mlp = self.gate_up.keys(step.keys_PKW)
+        x_mlp, into_mlp, into_a = self._enter("mlp", self.gate_up, x, out, self.norms[1], keys_mlp)
         del out, flat
         gate_up, low_gate_up = self.gate_up.forward(into_mlp, into_a)
         del into_mlp, into_a
-        hidden, into_a, drawn_down = self._gate(gate_up, step)
+        hidden, into_a, keys_down = self._gate(gate_up, step)
         saved = Saved(
             x=x,
             x_mlp=x_mlp,
@@ -114,47 +114,47 @@ class Block:
             attended=attended,
             gate_up=gate_up,
             low=(low_qkv, low_out, low_gate_up),
-            drawn=(drawn_qkv, drawn_out, drawn_mlp, drawn_down),
+            keys=(keys_qkv, keys_out, keys_mlp, keys_down),
         )
         return saved, hidden, into_a
 
     def _mlp_back(self, grad: Tensor, saved: Saved) -> Tensor:
         low_gate_up, low_down = saved.low[2:]
-        drawn_mlp, drawn_down = saved.drawn[2:]
+        keys_mlp, keys_down = saved.keys[2:]
         gate_up, saved.gate_up = saved.gate_up, None
         assert gate_up is not None
         assert saved.x_mlp is not None
         grad_low = self.down.backward_low(grad, low_down)
         if grad_low is not None:
-            hidden, into_a, _ = self._gate_again(gate_up, drawn_down)
+            hidden, into_a, _ = self._gate_again(gate_up, keys_down)
             self.down.backward_a(grad_low, hidden, into_a)
             del hidden, into_a
-        grad_hidden, through = self.down.backward_x(grad, grad_low, dropout=drawn_down is not None)
-        grad_gate_up = self._gate_back(grad_hidden, through, drawn_down, gate_up)
+        grad_hidden, through = self.down.backward_x(grad, grad_low, dropout=keys_down is not None)
+        grad_gate_up = self._gate_back(grad_hidden, through, keys_down, gate_up)
         del grad_hidden, through, gate_up
-        return self._branch_back("mlp", self.gate_up, grad_gate_up, low_gate_up, drawn_mlp, saved.x_mlp, 1, grad)
+        return self._branch_back("mlp", self.gate_up, grad_gate_up, low_gate_up, keys_mlp, saved.x_mlp, 1, grad)
 
     def _attention_back(self, grad: Tensor, saved: Saved, step: Step, *, need_x: bool) -> Tensor | None:
         low_qkv, low_out = saved.low[:2]
-        drawn_qkv, drawn_out = saved.drawn[:2]
+        keys_qkv, keys_out = saved.keys[:2]
         assert saved.attended is not None
         assert saved.qkv is not None
         grad_low = self.out.backward_low(grad, low_out)
         if grad_low is not None:
             flat = saved.attended.detach().reshape(*grad.shape[:2], -1)
-            into_a = self._dropped("out", self.out, flat, drawn_out)
+            into_a = self._dropped("out", self.out, flat, keys_out)
             self.out.backward_a(grad_low, flat, into_a)
             del flat, into_a
         if not need_x and not self.qkv.num_adapted:
             return None
-        grad_flat, through = self.out.backward_x(grad, grad_low, dropout=drawn_out is not None)
+        grad_flat, through = self.out.backward_x(grad, grad_low, dropout=keys_out is not None)
         if through is not None:
-            grad_flat = self.pieces("undropped", "out")(grad_flat, through, drawn_out, self.out.share)
+            grad_flat = self.pieces("undropped", "out")(grad_flat, through, keys_out)
         grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
         saved.attended = saved.qkv = None
         turned = self.pieces("turned_back")(*grads, step.cos_NE, step.sin_NE)
         grad_qkv = turned.view(*grad.shape[:2], -1)
-        return self._branch_back("qkv", self.qkv, grad_qkv, low_qkv, drawn_qkv, saved.x, 0, grad, need_x=need_x)
+        return self._branch_back("qkv", self.qkv, grad_qkv, low_qkv, keys_qkv, saved.x, 0, grad, need_x=need_x)
 
     def _branch_back(
         self,
@@ -162,7 +162,7 @@ class Block:
         projection: Projection,
         grad_out: Tensor,
         low: Tensor | None,
-        drawn_KP: Tensor | None,
+        keys_KPW: Tensor | None,
         x: Tensor,
         norm: int,
         residual: Tensor,
@@ -172,45 +172,45 @@ class Block:
         """Back through a projection and the norm before it."""
         weight, eps = self.norms[norm]
         grad_low = projection.backward_low(grad_out, low)
-        if grad_low is not None and drawn_KP is None:
+        if grad_low is not None and keys_KPW is None:
             projection.backward_a(grad_low, self.pieces("normed")(x, weight, eps), None)
         elif grad_low is not None:
             again = self.pieces("normed_dropped", name)
-            projection.backward_a(grad_low, None, again(x, weight, eps, drawn_KP, projection.share))
+            projection.backward_a(grad_low, None, again(x, weight, eps, keys_KPW))
         if not need_x:
             return None
-        grad_x, through = projection.backward_x(grad_out, grad_low, dropout=drawn_KP is not None)
+        grad_x, through = projection.backward_x(grad_out, grad_low, dropout=keys_KPW is not None)
         if through is None:
             return self.pieces("norm_back")(grad_x, x, weight, eps, residual)
         back = self.pieces("undropped_norm_back", name)
-        return back(grad_x, through, drawn_KP, projection.share, x, weight, eps, residual)
+        return back(grad_x, through, keys_KPW, x, weight, eps, residual)
 
     def _enter(
-        self, name: str, projection: Projection, x: Tensor, delta: Tensor | None, norm: Any, drawn_KP: Tensor | None
+        self, name: str, projection: Projection, x: Tensor, delta: Tensor | None, norm: Any, keys_KPW: Tensor | None
     ) -> tuple[Tensor, Tensor, IntoA]:
         place = name if delta is not None else f"{name}_again"
-        if drawn_KP is None:
+        if keys_KPW is None:
             return *self.pieces("added_normed", place)(x, delta, *norm), None
-        return self.pieces("added_normed_dropped", place)(x, delta, *norm, drawn_KP, projection.share)
+        return self.pieces("added_normed_dropped", place)(x, delta, *norm, keys_KPW)
 
-    def _dropped(self, name: str, projection: Projection, x: Tensor, drawn_KP: Tensor | None) -> IntoA:
-        return None if drawn_KP is None else self.pieces("dropped", name)(x, drawn_KP, projection.share)
+    def _dropped(self, name: str, projection: Projection, x: Tensor, keys_KPW: Tensor | None) -> IntoA:
+        return None if keys_KPW is None else self.pieces("dropped", name)(x, keys_KPW)
 
     def _gate(self, gate_up: Tensor, step: Step) -> tuple[Tensor, IntoA, Tensor | None]:
-        drawn_KP = self.down.draw(step.keys, gate_up[..., : gate_up.shape[-1] // 2])
-        return self._gate_again(gate_up, drawn_KP)
+        keys_KPW = self.down.keys(step.keys_PKW)
+        return self._gate_again(gate_up, keys_KPW)
 
-    def _gate_again(self, gate_up: Tensor, drawn_KP: Tensor | None) -> tuple[Tensor, IntoA, Tensor | None]:
-        if drawn_KP is None:
+    def _gate_again(self, gate_up: Tensor, keys_KPW: Tensor | None) -> tuple[Tensor, IntoA, Tensor | None]:
+        if keys_KPW is None:
             return self.pieces("gated")(gate_up), None, None
-        return *self.pieces("gated_dropped")(gate_up, drawn_KP, self.down.share), drawn_KP
+        return *self.pieces("gated_dropped")(gate_up, keys_KPW), keys_KPW
 
     def _gate_back(
-        self, grad: Tensor, through: list[Tensor] | None, drawn_KP: Tensor | None, gate_up: Tensor
+        self, grad: Tensor, through: list[Tensor] | None, keys_KPW: Tensor | None, gate_up: Tensor
     ) -> Tensor:
         if through is None:
             return self.pieces("gate_back")(grad, gate_up)
-        return self.pieces("undropped_gate_back")(grad, through, drawn_KP, self.down.share, gate_up)
+        return self.pieces("undropped_gate_back")(grad, through, keys_KPW, gate_up)
 
     def _turn(self, qkv: Tensor, step: Step) -> list[Tensor]:
         heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)

@@ -14,7 +14,7 @@ from torch import nn
 from llama_lab.choices import Engine, TrainerName
 from llama_lab.config import RunConfig
 from llama_lab.engine.frozen import base_of
-from llama_lab.engine.network import layer_scale, projections_of
+from llama_lab.engine.network import projections_of
 from llama_lab.engine.suits import unsuited
 from llama_lab.errors import ConfigError
 from llama_lab.results import FitResult
@@ -82,17 +82,17 @@ def unsuited_model(model: Any) -> str | None:
     if any(base_of(layer).bias is not None for group in groups for layer in group):
         return "linear layers with biases"
     adapted = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
-    if not any(adapted) or not all(map(_is_uniform, adapted)):
+    if not any(adapted) or not all(_is_uniform(layers, name) for layers in adapted for name in model.peft_config):
         return "adapters that are more than one plain LoRA of one rank"
     return None
 
 
-def _is_uniform(adapted: list[Any]) -> bool:
-    """Layers of one input each have one plain LoRA, all of one rank and scale."""
-    if not all(len(layer.lora_A) == 1 and not layer.lora_variant for layer in adapted):
+def _is_uniform(adapted: list[Any], name: str) -> bool:
+    """Layers of one input have plain LoRA, of one rank and scale."""
+    own = [layer for layer in adapted if name in layer.lora_A]
+    if any(name in layer.lora_variant for layer in own):
         return False
-    ranks = {next(iter(layer.r.values())) for layer in adapted}
-    return len(ranks) <= 1 and len({layer_scale([layer]) for layer in adapted}) <= 1
+    return len({layer.r[name] for layer in own}) <= 1 and len({layer.scaling[name] for layer in own}) <= 1
 
 
 def _settled(config: RunConfig, reason: str | None) -> Choice:

@@ -1,6 +1,6 @@
 """A whole Llama with LoRA, forward and backward without autograd: embedding, blocks, head and loss.
 
-K adapters, N tokens of each, D hidden size, V words.
+K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter, D hidden size, V words.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from llama_lab.fast_memory import HEAD_CHUNK
 class Inputs:
     """A micro-batch on the device: rows of every adapter one behind the other."""
 
-    ids_KN: Tensor
-    targets_KN: Tensor
-    """The token after each; IGNORED where nothing is learned."""
-    positions_KN: Tensor
-    """Each row counts from 0."""
+    tokens_3KN: Tensor
+    """Ids; the token after each, IGNORED where nothing is learned; positions, from 0 in each row."""
     rows: RowBounds
-    keys: Tensor
-    """(number of dropout keys, KEY_WORDS) int32."""
+    """Of all K x N places."""
+    keys_PKW: Tensor
+    """int32: a dropout key for each adapted layer of all blocks."""
     share_K: Tensor
     """What one learned token counts in the loss: 1 / learned tokens of the step."""
     losses_K: Tensor
@@ -42,27 +40,41 @@ class Inputs:
 class Network:
     """Computes losses, and the gradients of the adapter, of a PEFT model that `choose.unsuited_model` lets through."""
 
-    def __init__(self, model: Any, memory: Memory, *, compiled: bool) -> None:
+    def __init__(self, model: Any, memory: Memory, *, num_rows: int, rank: int, dropout: bool, compiled: bool) -> None:
+        """
+        Args:
+            model: its LoRA layers are those of all adapters that are ever taken in.
+            num_rows: adapters trained at once.
+            rank: no adapter has a larger one.
+            dropout: whether any of them may have dropout.
+        """
         causal = model.get_base_model()
         inner = causal.model
         self.embedding, self.rotary = inner.embed_tokens.weight.data, inner.rotary_emb
         self.head, self.norm = causal.lm_head.weight.data, (inner.norm.weight.data, inner.norm.variance_epsilon)
-        self.pieces = Pieces(compiled=compiled)
+        self.pieces, self.dropout = Pieces(compiled=compiled), dropout
         groups = [group for layer in inner.layers for group in projections_of(layer)]
-        lora = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
-        self.adapter = Adapter(lora, self.embedding.dtype, self.embedding.device)
-        self.num_keys = sum(map(len, lora))
+        self.lora = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
+        self.adapter = Adapter(
+            self.lora, num_rows=num_rows, rank=rank, dtype=self.embedding.dtype, device=self.embedding.device
+        )
         self.blocks = self._blocks(inner.layers, groups, memory)
         self.first_adapted = next(i for i, block in enumerate(self.blocks) if block.is_adapted)
+
+    @property
+    def num_keys(self) -> int:
+        """Adapted layers: each has a dropout key."""
+        return sum(map(len, self.lora))
 
     def forward_backward(self, inputs: Inputs) -> None:
         """Add the losses to `inputs.losses_K` and write the gradients of the adapter."""
         with torch.no_grad():
-            x, delta = nn.functional.embedding(inputs.ids_KN, self.embedding), None
-            cos, sin = self.rotary(x, inputs.positions_KN.view(1, -1))
+            ids_KN, _, positions_KN = inputs.tokens_3KN
+            x, delta = nn.functional.embedding(ids_KN, self.embedding), None
+            cos, sin = self.rotary(x, positions_KN.view(1, -1))
             half = sin.shape[-1] // 2
             sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # as pieces.turned wants it
-            step = Step(cos_NE=cos[0], sin_NE=sin, rows=inputs.rows, keys=inputs.keys)
+            step = Step(cos_NE=cos[0], sin_NE=sin, rows=inputs.rows, keys_PKW=inputs.keys_PKW)
             kept: list[Saved] = []
             for block in self.blocks:
                 saved, x, delta = block.forward(x, delta, step)
@@ -76,8 +88,8 @@ class Network:
     def _head(self, x: Tensor, delta: Tensor | None, inputs: Inputs) -> Tensor:
         """The losses, and the gradient of the residual stream behind the last block."""
         x, hidden_KND = self.pieces("added_normed", "head")(x, delta, *self.norm)
-        hidden, targets = hidden_KND.flatten(0, 1), inputs.targets_KN.flatten()
-        num_adapters, num_tokens = inputs.ids_KN.shape
+        hidden, targets = hidden_KND.flatten(0, 1), inputs.tokens_3KN[1].flatten()
+        num_adapters, num_tokens = inputs.tokens_3KN.shape[1:]
         shares = inputs.share_K[:, None].expand(-1, num_tokens).reshape(-1)
         grad, losses = torch.empty_like(hidden), []
         for start in range(0, len(hidden), HEAD_CHUNK):
@@ -91,22 +103,22 @@ class Network:
         return self.pieces("norm_back", "head")(grad.view(x.shape), x, *self.norm, None)
 
     def _blocks(self, layers: Any, groups: list[list[Any]], memory: Memory) -> list[Block]:
-        work, grad = self.adapter.views(self.adapter.work_KS), self.adapter.views(self.adapter.grad_KS)
-        made, first_key = [], 0
-        for group, work_views, grad_views in zip(groups, work, grad, strict=True):
-            adapted = [layer for layer in group if layer is not base_of(layer)]
+        adapter = self.adapter
+        work, grad = adapter.layout.views(adapter.work_KS), adapter.layout.views(adapter.grad_KS)
+        made, start = [], 0
+        for i, (group, adapted) in enumerate(zip(groups, self.lora, strict=True)):
             made.append(
                 Projection(
                     frozen=Frozen(group, keep=memory is Memory.fast),
                     places=_places(group),
-                    share=_dropout_of(adapted),
-                    scale_K=self.embedding.new_tensor([layer_scale(adapted)]),
-                    keys=slice(first_key, first_key + len(adapted)),
-                    work=work_views,
-                    grad=grad_views,
+                    dropout=self.dropout,
+                    scale_K=adapter.scale_PK[i],
+                    adapted=slice(start, start + len(adapted)),
+                    work=work[i],
+                    grad=grad[i],
                 )
             )
-            first_key += len(adapted)
+            start += len(adapted)
         recompute = memory is Memory.lean
         return [
             Block(layer, made[4 * i : 4 * i + 4], self.pieces, recompute=recompute) for i, layer in enumerate(layers)
@@ -122,16 +134,6 @@ def projections_of(layer: Any) -> list[list[Any]]:
         [mlp.gate_proj, mlp.up_proj],
         [mlp.down_proj],
     ]
-
-
-def layer_scale(adapted: list[Any]) -> float:
-    """alpha / r, or what else the layers are scaled by; they share it."""
-    return float(next(iter(adapted[0].scaling.values()))) if adapted else 1.0
-
-
-def _dropout_of(adapted: list[Any]) -> float:
-    drop = next(iter(adapted[0].lora_dropout.values())) if adapted else None
-    return drop.p if isinstance(drop, nn.Dropout) else 0.0
 
 
 def _places(group: list[Any]) -> list[slice]:

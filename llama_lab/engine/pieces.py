@@ -1,7 +1,7 @@
 """The element-wise parts of a Llama block, forward and backward, each one kernel when compiled.
 
-Plain functions of tensors: nothing here is known to autograd. K adapters, P adapted layers of a projection, N tokens,
-D hidden size, I intermediate size, H heads, E numbers of a head, V words.
+Plain functions of tensors: nothing here is known to autograd. K adapters, P adapted layers of a projection,
+W words of a dropout key, N tokens, D hidden size, I intermediate size, H heads, E numbers of a head, V words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from llama_lab.data.templates import IGNORED
-from llama_lab.engine.dropout import kept
+from llama_lab.engine.dropout import thinned
 
 
 def added(x: Tensor, delta: Tensor | None) -> Tensor:
@@ -29,24 +29,19 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def dropped(x_KND: Tensor, drawn_KP: Tensor, share: float) -> list[Tensor]:
+def dropped(x_KND: Tensor, keys_KPW: Tensor) -> list[Tensor]:
     """(K, N, D) for each layer: what goes into its A.
 
     One tensor a layer and not one for all: so every place is its own index, which costs the compiler no division.
     """
-    scaled = x_KND * (1 / (1 - share))
-    return [
-        torch.where(kept(drawn_KP[:, i], x_KND.shape[1], x_KND.shape[2], share), scaled, 0)
-        for i in range(drawn_KP.shape[1])
-    ]
+    return [thinned(x_KND, keys_KPW[:, i]) for i in range(keys_KPW.shape[1])]
 
 
-def undropped(grad_KND: Tensor, through: list[Tensor], drawn_KP: Tensor, share: float) -> Tensor:
+def undropped(grad_KND: Tensor, through: list[Tensor], keys_KPW: Tensor) -> Tensor:
     """The gradient of x from the base and from each A."""
     out = grad_KND.to(_wide(grad_KND))
     for i, grad_i in enumerate(through):
-        keep = kept(drawn_KP[:, i], grad_KND.shape[1], grad_KND.shape[2], share)
-        out = out + torch.where(keep, grad_i.to(out.dtype) * (1 / (1 - share)), 0)
+        out = out + thinned(grad_i.to(out.dtype), keys_KPW[:, i])
     return out.to(grad_KND.dtype)
 
 
@@ -56,17 +51,17 @@ def added_normed(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
     return x, normed(x, weight, eps)
 
 
-def normed_dropped(x_KND: Tensor, weight: Tensor, eps: float, drawn_KP: Tensor, share: float) -> list[Tensor]:
+def normed_dropped(x_KND: Tensor, weight: Tensor, eps: float, keys_KPW: Tensor) -> list[Tensor]:
     """What goes into each A, computed again from the residual stream."""
-    return dropped(normed(x_KND, weight, eps), drawn_KP, share)
+    return dropped(normed(x_KND, weight, eps), keys_KPW)
 
 
 def added_normed_dropped(
-    x_KND: Tensor, delta: Tensor | None, weight: Tensor, eps: float, drawn_KP: Tensor, share: float
+    x_KND: Tensor, delta: Tensor | None, weight: Tensor, eps: float, keys_KPW: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The residual stream, what a branch reads of it, and what goes into each A."""
     x, out = added_normed(x_KND, delta, weight, eps)
-    return x, out, dropped(out, drawn_KP, share)
+    return x, out, dropped(out, keys_KPW)
 
 
 def norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor:
@@ -81,15 +76,14 @@ def norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Ten
 def undropped_norm_back(
     grad_KND: Tensor,
     through: list[Tensor],
-    drawn_KP: Tensor,
-    share: float,
+    keys_KPW: Tensor,
     x: Tensor,
     weight: Tensor,
     eps: float,
     residual: Tensor | None,
 ) -> Tensor:
     """`undropped`, then `norm_back`."""
-    return norm_back(undropped(grad_KND, through, drawn_KP, share), x, weight, eps, residual)
+    return norm_back(undropped(grad_KND, through, keys_KPW), x, weight, eps, residual)
 
 
 def gated(gate_up: Tensor) -> Tensor:
@@ -98,10 +92,10 @@ def gated(gate_up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-def gated_dropped(gate_up_KNI: Tensor, drawn_KP: Tensor, share: float) -> tuple[Tensor, list[Tensor]]:
+def gated_dropped(gate_up_KNI: Tensor, keys_KPW: Tensor) -> tuple[Tensor, list[Tensor]]:
     """`gated`, and what goes into the A of the layer behind it."""
     out = gated(gate_up_KNI)
-    return out, dropped(out, drawn_KP, share)
+    return out, dropped(out, keys_KPW)
 
 
 def gate_back(grad: Tensor, gate_up: Tensor) -> Tensor:
@@ -112,11 +106,9 @@ def gate_back(grad: Tensor, gate_up: Tensor) -> Tensor:
     return torch.cat([of_gate, g * gate * sigmoid], dim=-1).to(gate_up.dtype)
 
 
-def undropped_gate_back(
-    grad_KNI: Tensor, through: list[Tensor], drawn_KP: Tensor, share: float, gate_up_KNI: Tensor
-) -> Tensor:
+def undropped_gate_back(grad_KNI: Tensor, through: list[Tensor], keys_KPW: Tensor, gate_up_KNI: Tensor) -> Tensor:
     """`undropped`, then `gate_back`."""
-    return gate_back(undropped(grad_KNI, through, drawn_KP, share), gate_up_KNI)
+    return gate_back(undropped(grad_KNI, through, keys_KPW), gate_up_KNI)
 
 
 def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs micro-batches; on a GPU each length is recorded once as a CUDA graph and replayed from then on."""
+"""Runs micro-batches; on a GPU each size is recorded once as a CUDA graph and replayed from then on."""
 
 from __future__ import annotations
 
@@ -7,48 +7,52 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from llama_lab.engine.batch import Batch
 from llama_lab.engine.network import Inputs, Network
 from llama_lab.engine.rows import RowBounds
-from llama_lab.engine.stream import Stream
 
 
 @dataclass(kw_only=True)
 class _Recorded:
-    """The inputs of one length, whose memory a recorded graph reads."""
+    """The inputs of one size, whose memory a recorded graph reads."""
 
     inputs: Inputs
+    longest: int
     num_runs: int = 0
     graph: Any = None
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether rows are no longer and no more than those that were recorded."""
+        return self.longest == batch.longest and len(self.inputs.rows.starts) == len(batch.starts)
 
 
 class Replay:
     """Gives micro-batches to a network."""
 
-    def __init__(self, network: Network, *, longest: int, record: bool) -> None:
+    def __init__(self, network: Network, *, record: bool) -> None:
         """
         Args:
-            longest: no row is longer; recorded graphs attend as far.
             record: with CUDA graphs.
         """
-        self.network, self.longest, self.record = network, longest, record
+        self.network, self.record = network, record
         self.device = network.embedding.device
         self.losses_K = network.adapter.master_KS.new_zeros(len(network.adapter.master_KS))
         """To which every run adds."""
-        self.by_length: dict[int, _Recorded] = {}
+        self.by_size: dict[tuple[int, ...], _Recorded] = {}
         self.pool = torch.cuda.graph_pool_handle() if record else None
 
-    def run(self, stream: Stream, keys: Tensor, share: float) -> None:
-        """Losses and gradients of one micro-batch, each learned token counted as `share` in the loss."""
+    def run(self, batch: Batch) -> None:
+        """Losses and gradients of one micro-batch of the first adapters."""
         if not self.record:
-            self.network.forward_backward(self._inputs(stream, keys, share))
+            self.network.forward_backward(self._inputs(batch))
             return
-        known = self.by_length.get(len(stream.ids))
-        if known is None:
-            known = self.by_length[len(stream.ids)] = _Recorded(inputs=self._inputs(stream, keys, share))
+        size = tuple(batch.tokens_3KN.shape)
+        known = self.by_size.get(size)
+        if known is None or not known.fits(batch):
+            known = self.by_size[size] = _Recorded(inputs=self._inputs(batch), longest=batch.longest)
         else:
-            self._fill(known.inputs, stream, keys, share)
+            _fill(known.inputs, batch)
         if known.num_runs == 1:
             # the first run compiled all and warmed up; recording computes nothing
             known.graph = self._recorded(known.inputs)
@@ -57,12 +61,6 @@ class Replay:
             self.network.forward_backward(known.inputs)
         else:
             known.graph.replay()
-
-    def take_losses(self) -> list[float]:
-        """The sums of the losses since the last time; waits for the GPU."""
-        losses = self.losses_K.tolist()
-        self.losses_K.zero_()
-        return losses
 
     def _recorded(self, inputs: Inputs) -> Any:
         torch.cuda.synchronize()
@@ -73,25 +71,22 @@ class Replay:
             self.network.forward_backward(inputs)
         return graph
 
-    def _inputs(self, stream: Stream, keys: Tensor, share: float) -> Inputs:
-        longest = self.longest if self.record else stream.longest
+    def _inputs(self, batch: Batch) -> Inputs:
+        tokens_3KN = batch.tokens_3KN.to(self.device)
         return Inputs(
-            ids_KN=stream.ids.to(self.device)[None],
-            targets_KN=stream.targets.to(self.device)[None],
-            positions_KN=stream.positions.to(self.device)[None],
-            rows=RowBounds(starts=stream.starts.to(self.device), longest=longest, spans=stream.spans),
-            keys=keys.to(self.device),
-            share_K=torch.full_like(self.losses_K, share),
-            losses_K=self.losses_K,
+            tokens_3KN=tokens_3KN,
+            rows=RowBounds(starts=batch.starts.to(self.device), longest=batch.longest, spans=batch.spans),
+            keys_PKW=batch.keys_PKW.to(self.device),
+            share_K=batch.share_K.to(self.device),
+            losses_K=self.losses_K[: tokens_3KN.shape[1]],
         )
 
-    def _fill(self, inputs: Inputs, stream: Stream, keys: Tensor, share: float) -> None:
-        for to, value in (
-            (inputs.ids_KN, stream.ids[None]),
-            (inputs.targets_KN, stream.targets[None]),
-            (inputs.positions_KN, stream.positions[None]),
-            (inputs.rows.starts, stream.starts),
-            (inputs.keys, keys.pin_memory()),
-        ):
-            to.copy_(value, non_blocking=True)
-        inputs.share_K.fill_(share)
+
+def _fill(inputs: Inputs, batch: Batch) -> None:
+    for to, value in (
+        (inputs.tokens_3KN, batch.tokens_3KN),
+        (inputs.rows.starts, batch.starts),
+        (inputs.keys_PKW, batch.keys_PKW),
+        (inputs.share_K, batch.share_K),
+    ):
+        to.copy_(value, non_blocking=True)

@@ -1,12 +1,12 @@
-"""Rows to streams: the rows of a micro-batch one behind the other, at one of a few lengths."""
+"""Rows to streams: the rows of a micro-batch one behind the other; and the few lengths to which streams are padded."""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from queue import Queue
 from typing import Any
 
@@ -26,66 +26,35 @@ RECORDING = 20_000
 
 @dataclass(kw_only=True)
 class Stream:
-    """One micro-batch on the host; padded at the end to its length, where nothing is learned."""
+    """One micro-batch of one adapter on the host, without padding."""
 
-    ids: Tensor
-    targets: Tensor
-    """The token after each; IGNORED where nothing is learned."""
-    positions: Tensor
-    starts: Tensor
-    """int32; first places of the rows, then the end again and again."""
-    spans: list[tuple[int, int]]
-    num_tokens: int
-    """Real ones."""
+    tokens: Tensor
+    """(3, N): ids; the token after each, IGNORED where nothing is learned; positions."""
+    lengths: list[int]
+    """Tokens of each row."""
     num_learned: int
     """As transformers counts them: labels that are not ignored."""
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(end - start for start, end in self.spans)
-
-    def pinned(self) -> Stream:
-        """The same in memory from which a GPU copies by itself."""
-        names = ("ids", "targets", "positions", "starts")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+    def num_tokens(self) -> int:
+        """All of them are real ones."""
+        return self.tokens.shape[1]
 
 
-@dataclass(kw_only=True)
-class StreamCollator:
-    """Makes streams; the loss does not depend on their padding."""
-
-    pad_token_id: int
-    max_rows: int
-    """No micro-batch has more, packed ones counted one by one."""
-    longest: int
-    """Tokens of the longest row; padding is cut into rows of it."""
-    sizes: Callable[[int], int]
-    """Tokens to the length of the stream."""
-
-    def __call__(self, rows: list[dict[str, Any]]) -> Stream:
-        """Columns input_ids and labels, and seq_lengths where rows are packed."""
-        ids = [token for row in rows for token in row["input_ids"]]
-        labels = [label for row in rows for label in row["labels"]]
-        lengths = [length for row in rows for length in row.get(LENGTHS) or [len(row["input_ids"])]]
-        size = self.sizes(len(ids))
-        padding = size - len(ids)
-        spans = _spans([*lengths, *_cut(padding, self.longest)])
-        num_learned = sum(label != IGNORED for label in labels)
-        for start, _ in spans[: len(lengths)]:
-            # what lies before a row says nothing about it; transformers knows that of packed rows when it counts
-            num_learned -= LENGTHS in rows[0] and labels[start] != IGNORED
-            labels[start] = IGNORED
-        ends = [end for _, end in spans]
-        return Stream(
-            ids=torch.tensor(ids + [self.pad_token_id] * padding),
-            targets=torch.tensor(labels[1:] + [IGNORED] * (padding + 1)),
-            positions=torch.tensor([place for start, end in spans for place in range(end - start)]),
-            starts=torch.tensor([0, *ends] + [size] * (self.max_rows + 1 - len(ends)), dtype=torch.int32),
-            spans=spans,
-            num_tokens=len(ids),
-            num_learned=num_learned,
-        )
+def stream_of(rows: list[dict[str, Any]]) -> Stream:
+    """Rows with columns input_ids and labels, and seq_lengths where they are packed."""
+    ids = [token for row in rows for token in row["input_ids"]]
+    labels = [label for row in rows for label in row["labels"]]
+    lengths = [length for row in rows for length in row.get(LENGTHS) or [len(row["input_ids"])]]
+    num_learned = sum(label != IGNORED for label in labels)
+    start = 0
+    for length in lengths:
+        # what lies before a row says nothing about it; transformers knows that of packed rows when it counts
+        num_learned -= LENGTHS in rows[0] and labels[start] != IGNORED
+        labels[start] = IGNORED
+        start += length
+    places = [place for length in lengths for place in range(length)]
+    return Stream(tokens=torch.tensor([ids, [*labels[1:], IGNORED], places]), lengths=lengths, num_learned=num_learned)
 
 
 def chosen_sizes(totals: Sequence[int], cost: int = RECORDING) -> list[int]:
@@ -117,12 +86,7 @@ def next_size(sizes: Sequence[int], num_tokens: int) -> int:
     return sizes[bisect_left(sizes, num_tokens)]
 
 
-def as_it_is(num_tokens: int) -> int:
-    """No padding, where nothing is recorded."""
-    return num_tokens
-
-
-def made_ahead(make: Callable[[list[int]], Any], batches: Iterable[list[int]]) -> Iterator[Any]:
+def made_ahead(make: Callable[[list[int]], Any], batches: Iterable[list[int]]) -> Generator[Any, None, None]:
     """What `make` gives for each batch, made by another thread; its errors are raised here."""
     queue: Queue[tuple[str, Any]] = Queue(maxsize=AHEAD)
     stopped = threading.Event()
@@ -151,16 +115,3 @@ def made_ahead(make: Callable[[list[int]], Any], batches: Iterable[list[int]]) -
         stopped.set()
         while not queue.empty():
             queue.get_nowait()
-
-
-def _cut(padding: int, longest: int) -> list[int]:
-    whole, rest = divmod(padding, longest)
-    return [longest] * whole + ([rest] if rest else [])
-
-
-def _spans(lengths: list[int]) -> list[tuple[int, int]]:
-    spans, start = [], 0
-    for length in lengths:
-        spans.append((start, start + length))
-        start += length
-    return spans

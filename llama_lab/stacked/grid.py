@@ -54,9 +54,8 @@ def launch_grid(
         is_queue=True,
         note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
     )
-    stacks.note(
-        f"{len(jobs)} points in {folder}; the same command with hydra.sweep.dir={folder} goes on where it stops."
-    )
+    stacks.note(f"{len(jobs)} points. Where it stops, it goes on with the same command and hydra.sweep.dir={folder}")
+    stacks.decide()
     launcher = BasicLauncher()
     launcher.setup(hydra_context=context, task_function=GridTask(stacks=stacks), config=tree)
 

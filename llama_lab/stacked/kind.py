@@ -15,16 +15,7 @@ KEEPS_BASE = (LoraInit.default, LoraInit.gaussian, LoraInit.orthogonal)
 OWN_OF_MODEL = ("adapter", "learning_rate", "preference_learning_rate")
 """Settings of the model that each row of a stack has for itself."""
 OWN_OF_DATASET = ("metrics",)
-SHARED_BY_TRAINER = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "micro_batch_size",
-    "group_by_length",
-    "gradient_checkpointing",
-    "memory",
-    "optim",
-    "bf16",
-)
+SHARED_BY_TRAINER = ("per_device_train_batch_size", "micro_batch_size", "gradient_checkpointing", "memory", "bf16")
 SHARED_BY_LORA = ("target_modules", "layers_to_transform")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +13,10 @@ from llama_lab.choices import Engine, Memory
 from llama_lab.config import RunConfig
 from llama_lab.continued import continue_adapter
 from llama_lab.engine.choose import unsuited_machine, unsuited_model
+from llama_lab.engine.loop import SHORT_RUN
 from llama_lab.engine.row import Row
 from llama_lab.engine.stack import Stack
-from llama_lab.lora import add_adapter
+from llama_lab.lora import add_adapter, add_named_adapter
 from llama_lab.micro_batch import memory_level
 from llama_lab.model import base_shape, load_base, set_special_tokens
 from llama_lab.results import FitResult
@@ -24,7 +25,7 @@ from llama_lab.stacked.turns import Turn
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llama_lab.events import Listener
     from llama_lab.training import FitSettings
@@ -53,18 +54,25 @@ class SharedBase:
 
     def adapted(self, config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
         """The shared model with one more adapter, which is the active one."""
-        base: Any = self.model
-        if base is None:
+        if self.model is None:
             base = load_base(config.model, config.quant)
             set_special_tokens(base, tokenizer)
-        if config.model.adapter:
-            self.model = continue_adapter(base, config.model.adapter, name)
+            self.model = self._first(base, config, name)
+        elif config.model.adapter:
+            continue_adapter(self.model, config.model.adapter, name)
         else:
-            self.model = add_adapter(base, config.lora, seed=config.seed, adapter_name=name)
+            add_named_adapter(self.model, name, config.lora, seed=config.seed)
+        self.model.set_adapter(name)
         if self.done_with is not None:
             self.model.delete_adapter(self.done_with)
             self.done_with = None
         return self.model
+
+    def _first(self, base: PreTrainedModel, config: RunConfig, name: str) -> PeftModel:
+        start = config.model.adapter
+        if start:
+            return continue_adapter(base, start, name)
+        return add_adapter(base, config.lora, seed=config.seed, adapter_name=name)
 
     def drop(self, name: str) -> None:
         """Take an adapter out again, if it is there."""
@@ -86,7 +94,15 @@ class SharedBase:
     def join(self, row: Row, turn: Turn) -> None:
         """Give a row to the stack and wait until its training has ended."""
         if self.stack is None:
-            self.stack = Stack(row.model, num_rows=self.num_rows, rank=self.rank)
+            self.stack = Stack(
+                row.model,
+                num_rows=self.num_rows,
+                rank=self.rank,
+                memory=row.settings.memory,
+                dropout=self.dropout,
+                paid=torch.cuda.is_available() and row.num_steps_left > SHORT_RUN,
+                note=row.settings.note,
+            )
         self.stack.join(row)
         self.waiting[id(row)] = turn
         turn.wait()

@@ -13,10 +13,11 @@ from llama_lab.data.batches import training_rows
 from llama_lab.data.splits import build_splits
 from llama_lab.data.templates import IGNORED
 from llama_lab.engine import loop
+from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.dropout import kept, step_keys
 from llama_lab.engine.network import Network
 from llama_lab.engine.replay import Replay
-from llama_lab.engine.stream import StreamCollator, as_it_is, chosen_sizes, made_ahead, next_size
+from llama_lab.engine.stream import chosen_sizes, made_ahead, next_size, stream_of
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, load_tokenizer
@@ -139,25 +140,26 @@ def test_held_out_numbers_come_when_they_are_due(tmp_path):
 
 
 def network(*words):
-    """The tiny model in fp64, and its network."""
+    """The tiny model in fp64, and its network with a dropout of 0.4 where it has dropout."""
     config = compose_words(["model=tiny", "quant=none", "quant.compute_dtype=float32", *words])
     model = add_adapter(load_base(config.model, config.quant).double(), config.lora, seed=0)
-    found = Network(model, Memory.lean, compiled=False)
+    has_dropout = config.lora.dropout > 0
+    found = Network(model, Memory.lean, num_rows=1, rank=config.lora.r, dropout=has_dropout, compiled=False)
+    found.adapter.take(0, "default")
     found.adapter.master_KS.copy_(
         torch.randn(found.adapter.master_KS.shape, generator=torch.Generator().manual_seed(0)) / 9
     )
     return found
 
 
-def losses_and_gradient(found, stream, keys=None):
-    replay = Replay(found, longest=stream.longest, record=False)
-    replay.run(stream, step_keys(0, 0, 0, found.num_keys) if keys is None else keys, 1 / stream.num_learned)
-    return replay.take_losses()[0], found.adapter.grad_KS.clone()
-
-
-def stream_of(rows, size=as_it_is, longest=9):
-    lines = [{"input_ids": row, "labels": row} for row in rows]
-    return StreamCollator(pad_token_id=0, max_rows=12, longest=longest, sizes=size)(lines)
+def losses_and_gradient(found, rows, padding=0):
+    stream = stream_of([{"input_ids": row, "labels": row} for row in rows])
+    tokens, starts, spans = joined([stream], size=stream.num_tokens + padding, longest=9)
+    keys = step_keys(0, 0, 0, found.num_keys, 0.4)[:, None]
+    share = torch.tensor([1 / stream.num_learned], dtype=torch.float64)
+    replay = Replay(found, record=False)
+    replay.run(Batch(tokens_3KN=tokens, starts=starts, spans=spans, longest=9, keys_PKW=keys, share_K=share))
+    return replay.losses_K.item(), found.adapter.grad_KS.clone()
 
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [21, 22, 23], [31, 32, 33, 34, 35]]
@@ -165,35 +167,34 @@ ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [21, 22, 23], [31, 32, 33, 34, 35]]
 
 def test_gradients_are_right_with_dropout():
     found = network("lora.dropout=0.4")
-    stream = stream_of(ROWS)
     master, generator = found.adapter.master_KS, torch.Generator().manual_seed(1)
-    _, gradient = losses_and_gradient(found, stream)
+    _, gradient = losses_and_gradient(found, ROWS)
     for _ in range(4):
         direction = torch.randn(master.shape, generator=generator, dtype=master.dtype)
         sides = []
         for sign in (1, -1):
             master.add_(direction, alpha=sign * 1e-6)
-            sides.append(losses_and_gradient(found, stream)[0])
+            sides.append(losses_and_gradient(found, ROWS)[0])
             master.add_(direction, alpha=-sign * 1e-6)
         # the masks are the same each time: they depend on the keys alone
         assert (sides[0] - sides[1]) / 2e-6 == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [18, 30, 64])
-def test_padding_changes_nothing(size):
-    found = network("lora.dropout=0")
-    loss, gradient = losses_and_gradient(found, stream_of(ROWS))
-    padded, again = losses_and_gradient(found, stream_of(ROWS, size=lambda _: size))
+@pytest.mark.parametrize("padding", [1, 13, 47])
+@pytest.mark.parametrize("dropout", [0, 0.4])
+def test_padding_changes_nothing(padding, dropout):
+    found = network(f"lora.dropout={dropout}")
+    loss, gradient = losses_and_gradient(found, ROWS)
+    padded, again = losses_and_gradient(found, ROWS, padding)
     assert padded == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(again, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_do_not_see_each_other():
     found = network("lora.dropout=0")
-    together, alone = stream_of(ROWS), [stream_of([row]) for row in ROWS]
-    loss, gradient = losses_and_gradient(found, together)
-    parts = [losses_and_gradient(found, stream) for stream in alone]
-    weights = [stream.num_learned / together.num_learned for stream in alone]
+    loss, gradient = losses_and_gradient(found, ROWS)
+    parts = [losses_and_gradient(found, [row]) for row in ROWS]
+    weights = [len(row) / sum(map(len, ROWS)) for row in ROWS]
     # each row's first token is counted by transformers, but never predicted
     assert loss == pytest.approx(sum(w * part[0] for w, part in zip(weights, parts, strict=True)), rel=1e-12)
     summed = sum(w * part[1] for w, part in zip(weights, parts, strict=True))
@@ -201,18 +202,17 @@ def test_rows_do_not_see_each_other():
 
 
 def test_masks_leave_out_the_share_and_differ_by_step_and_layer():
-    keys = torch.stack([step_keys(3, step, micro, 4) for step, micro in [(0, 0), (1, 0), (0, 1)]])
+    keys = torch.stack([step_keys(3, step, micro, 4, 0.05) for step, micro in [(0, 0), (1, 0), (0, 1)]])
     assert len({tuple(key) for key in keys.flatten(0, 1)[:, :2].tolist()}) == 12
-    assert torch.equal(keys[1], step_keys(3, 1, 0, 4))
-    # on a CPU masks are drawn; the hash of a GPU is the same function of whole numbers everywhere
-    masks = kept(keys.flatten(0, 1), 256, 1024, 0.05).float()
+    assert torch.equal(keys[1], step_keys(3, 1, 0, 4, 0.05))
+    masks = kept(keys.flatten(0, 1), 256, 1024).float()
     assert (1 - masks.mean(dim=(1, 2))).tolist() == pytest.approx([0.05] * 12, abs=0.003)
     assert len({tuple(mask[:2].flatten().tolist()) for mask in masks}) == 12
 
 
 def test_hashed_masks_are_not_correlated():
-    (keys,) = step_keys(7, 0, 0, 6)[None]
-    left_out = 1 - kept(keys, 128, 2048, 0.1).double().flatten(1)
+    (keys,) = step_keys(7, 0, 0, 6, 0.1)[None]
+    left_out = 1 - kept(keys, 128, 2048).double().flatten(1)
     around = left_out - left_out.mean(dim=1, keepdim=True)
     normal = around / around.norm(dim=1, keepdim=True)
     others = normal @ normal.t() - torch.eye(6, dtype=torch.float64)
@@ -222,11 +222,15 @@ def test_hashed_masks_are_not_correlated():
 
 
 def test_streams_learn_nothing_across_rows_and_in_padding():
-    stream = stream_of(ROWS, size=lambda _: 28, longest=9)
-    assert stream.targets.tolist() == [*ROWS[0][1:], IGNORED, *ROWS[1][1:], IGNORED, *ROWS[2][1:]] + [IGNORED] * 12
-    assert stream.positions.tolist() == [*range(9), *range(3), *range(5), *range(9), 0, 1]
-    assert stream.starts.tolist() == [0, 9, 12, 17, 26] + [28] * 9
-    assert (stream.num_tokens, stream.num_learned, stream.longest) == (17, 17, 9)
+    stream = stream_of([{"input_ids": row, "labels": row} for row in ROWS])
+    assert (stream.num_tokens, stream.num_learned, stream.lengths) == (17, 17, [9, 3, 5])
+    (ids, targets, positions), starts, spans = joined([stream, None], size=28, longest=9, num_starts=12)
+    learned = [*ROWS[0][1:], IGNORED, *ROWS[1][1:], IGNORED, *ROWS[2][1:]]
+    assert ids[0, :17].tolist() == [token for row in ROWS for token in row]
+    assert targets.tolist() == [learned + [IGNORED] * 12, [IGNORED] * 28]
+    assert positions.tolist() == [[*range(9), *range(3), *range(5), *range(9), 0, 1], [*range(9)] * 3 + [0]]
+    assert starts.tolist() == [0, 9, 12, 17, 26, 28, 37, 46, 55, 56, 56, 56]
+    assert [end for _, end in spans] == starts[1:10].tolist()
 
 
 def test_sizes_are_few_and_hold_every_batch():

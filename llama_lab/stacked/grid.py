@@ -57,7 +57,7 @@ def launch_grid(
     stacks.note(f"{len(jobs)} points. Where it stops, it goes on with the same command and hydra.sweep.dir={folder}")
     stacks.decide()
     launcher = BasicLauncher()
-    launcher.setup(hydra_context=context, task_function=GridTask(stacks=stacks), config=tree)
+    launcher.setup(hydra_context=context, task_function=GridTask(stacks=stacks, common=_common(jobs)), config=tree)
 
     def launch(number: int) -> JobReturn:
         with LAUNCHING:
@@ -74,6 +74,8 @@ class GridTask:
     """The task of a point, instead of llama_lab.app.job: it hands the run to the stacks and waits for its end."""
 
     stacks: Stacks
+    common: frozenset[str]
+    """The words that all points have."""
 
     def __call__(self, cfg: DictConfig) -> float:
         """The point's objective.
@@ -89,7 +91,8 @@ class GridTask:
             config.tracking.group = Path(hydra_cfg.sweep.dir).name  # the runs of a grid belong together
         words = list(hydra_cfg.overrides.task)
         order = Order(config=config, folder=folder, overrides=words, env=dict(hydra_cfg.job.env_set))
-        teller = _Teller(label=f"point {number}: {' '.join(words)}", note=self.stacks.note)
+        own = " ".join(word for word in words if word not in self.common)
+        teller = _Teller(label=f"point {number} {own}".rstrip(), note=self.stacks.note)
         LAUNCHING.release()
         try:
             code = 0 if _is_done(folder) else self.stacks.run(order, teller.hear)
@@ -129,6 +132,10 @@ def _objective(folder: Path, code: int, teller: _Teller) -> float:
     if not STOP.is_set():
         teller.note(f"{teller.label}  {result.get('status') or 'failed'}: {str(reason).splitlines()[0]}")
     raise RunError(f"{teller.label}: {reason}")
+
+
+def _common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
+    return frozenset(set(jobs[0]).intersection(*jobs[1:])) if len(jobs) > 1 else frozenset()
 
 
 def _is_done(folder: Path) -> bool:

@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 MEMORY_FULL = 77
 """Exit code of a stack that ran out of memory: its rows are to be started again, fewer at a time."""
-ENDED, ALONE = "ended", "alone"
-"""The last word of an order: its exit code, or what the stack does not compute of it."""
+ENDED, ALONE, APART = "ended", "alone", "apart"
+"""The last word of an order: its exit code; what stacks do not compute of points like it; why it does not go with the
+others of this stack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class _Host:
         run = _Run(order, pipe, f"row{self.num_begun}", self.shared, self.began)
         self.runs.append(run)
         run.turn.resume()
-        run.check()
+        self._check(run)
 
     def _prepare(self, order: Order) -> None:
         """Imports, once the environment is that of the runs."""
@@ -138,11 +139,17 @@ class _Host:
         try:
             self.shared.step()
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) and self.settings.num_rows > 1:
                 raise Full from error
             raise
         for run in self.runs:
-            run.check()
+            self._check(run)
+
+    def _check(self, run: _Run) -> None:
+        """Raise Full where a run has ended for want of memory: with fewer rows beside it, it may go through."""
+        if run.memory_error is not None and self.settings.num_rows > 1:
+            RunDir(run.order.folder).result.unlink(missing_ok=True)
+            raise Full from run.memory_error
 
     def _settle(self) -> None:
         """Say what became of the runs that have ended, and make room."""
@@ -169,12 +176,6 @@ class _Run:
         self.turn: Turn = Turn(self._work, replace(began, handlers=[self.handler]))
         self.backend = StackBackend(shared=shared, name=name, turn=self.turn)
 
-    def check(self) -> None:
-        """Raise Full where the run has ended for want of memory: with fewer rows beside it, it may go through."""
-        if self.memory_error is not None:
-            RunDir(self.order.folder).result.unlink(missing_ok=True)
-            raise Full from self.memory_error
-
     def tell(self) -> None:
         """The last word."""
         self.handler.close()
@@ -193,7 +194,7 @@ class _Run:
         from rich.console import Console
 
         from llama_lab.runner import run
-        from llama_lab.stacked.shared import NotStackable
+        from llama_lab.stacked.shared import CannotJoin, NotStackable
 
         order = self.order
         reporter = Reporter(self.pipe, order.config.trainer.eval_steps, order.num_measurements)
@@ -204,6 +205,8 @@ class _Run:
             pass
         except NotStackable as error:
             return ALONE, str(error)
+        except CannotJoin as error:
+            return APART, str(error)
         except SystemExit as stop:
             return ENDED, stop.code
         except Exception as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config import RunConfig
-from llama_lab.stacked.host import ALONE, MEMORY_FULL, StackSettings, serve
+from llama_lab.stacked.host import ALONE, APART, MEMORY_FULL, StackSettings, serve
 from llama_lab.stacked.kind import Kind, kind_of
 from llama_lab.stacked.rows import Stacking, stacking
 from llama_lab.sweep import child
@@ -59,8 +59,9 @@ class Stacks:
         if self.offline:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
         kind = kind_of(order.config)
+        is_apart = False
         while not STOP.is_set():
-            num_rows = self.num_rows(kind, order.config, _device(order))
+            num_rows = None if is_apart else self.num_rows(kind, order.config, _device(order))
             place = self._enter(order, kind, num_rows)
             if place is None:
                 break
@@ -71,19 +72,24 @@ class Stacks:
             finally:
                 self._leave(place)
             if last_word is None:
+                if place.settings.num_rows == 1:
+                    return place.exit_code()
                 self._broken(place)
             elif last_word[0] == ALONE:
                 self._set_alone(kind, str(last_word[1]))
+            elif last_word[0] == APART:
+                self.note(f"{order.folder.name} is trained by itself: {last_word[1]}")
+                is_apart = True
             else:
                 return int(last_word[1])
         return 128 + signal.SIGTERM
 
     def decide(self) -> int:
         """Say how the known points are trained; the most rows of a stack."""
-        return max(self.num_rows(kind_of(config), config) for config in self.configs) if self.configs else 1
+        return max((self.num_rows(kind_of(config), config) or 1 for config in self.configs), default=1)
 
-    def num_rows(self, kind: Kind, config: RunConfig, device: str = "") -> int:
-        """How many points of this kind are trained at a time; decided, and said, once a kind."""
+    def num_rows(self, kind: Kind, config: RunConfig, device: str = "") -> int | None:
+        """Rows of a stack of this kind, None where each has a process of its own; decided, and said, once a kind."""
         with self.deciding:
             if kind not in self.ways:
                 self.ways[kind] = self._decided(kind, config, device)
@@ -99,23 +105,29 @@ class Stacks:
     def _decided(self, kind: Kind, config: RunConfig, device: str) -> Stacking:
         if kind.alone is not None:
             self._say(f"Points with {kind.alone} are trained one by one: a stack does not compute that.")
-            return Stacking(num_rows=1, said="")
+            return Stacking(num_rows=None, said="")
         gpus = device.split(",") if device else visible_gpus()
         found = stacking(self.wanted, config, self._rank(kind, config), gpus[0] if gpus else None)
         self.note(f"Stack of {kind.base}: {found.said}.")
         return found
 
-    def _rank(self, kind: Kind, config: RunConfig) -> int:
-        """The largest of the known points of the kind."""
-        return max(c.lora.r for c in [*self.configs, config] if kind_of(c) == kind)
+    def _like(self, kind: Kind, config: RunConfig) -> list[RunConfig]:
+        """The points that a stack of this kind is made for, so far as they are known.
 
-    def _enter(self, order: child.Order, kind: Kind, num_rows: int) -> _Stack | _Lone | None:
+        Of a study each choice is known, but not what it is combined with.
+        """
+        return [c for c in [*self.configs, config] if not self.is_queue or kind_of(c) == kind]
+
+    def _rank(self, kind: Kind, config: RunConfig) -> int:
+        return max(c.lora.r for c in self._like(kind, config))
+
+    def _enter(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone | None:
         """Wait for a place; None where the sweep is interrupted."""
-        device, rank = _device(order), order.config.lora.r
+        device = _device(order)
         with self.changed:
             self.waiting[device, kind] += 1
             try:
-                while not self._has_place(device, kind, rank, num_rows):
+                while not self._has_place(device, kind, order.config, num_rows):
                     self.changed.wait(POLL_S)
                     if STOP.is_set():
                         return None
@@ -127,10 +139,10 @@ class Stacks:
             place.num_points += 1
             return place
 
-    def _has_place(self, device: str, kind: Kind, rank: int, num_rows: int) -> bool:
+    def _has_place(self, device: str, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         place = self.active.get(device)
         others = [number for (where, other), number in self.waiting.items() if where == device and other != kind]
-        if place is not None and place.takes(kind, rank, num_rows):
+        if place is not None and place.takes(kind, config, num_rows):
             # a study hands out points of all kinds: a stack must not get ever emptier while others wait
             return self.is_queue or sum(others) <= place.num_points
         if place is not None and place.num_points == 0:
@@ -139,15 +151,14 @@ class Stacks:
             place = None
         return place is None and self.waiting[device, kind] >= max(others, default=0)
 
-    def _new(self, order: child.Order, kind: Kind, num_rows: int) -> _Stack | _Lone:
-        if num_rows == 1:
+    def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone:
+        if num_rows is None:
             return _Lone()
         self.num_stacks += 1
-        same = [c for c in [*self.configs, order.config] if kind_of(c) == kind]
         settings = StackSettings(
             num_rows=num_rows,
             rank=self._rank(kind, order.config),
-            dropout=any(c.lora.dropout > 0 for c in same),
+            dropout=any(c.lora.dropout > 0 for c in self._like(kind, order.config)),
             log=self.folder / f"stack-{self.num_stacks}.log",
             env=dict(order.env),
         )
@@ -171,7 +182,7 @@ class Stacks:
 
     def _set_alone(self, kind: Kind, reason: str) -> None:
         with self.deciding:
-            self.ways[kind] = Stacking(num_rows=1, said=reason)
+            self.ways[kind] = Stacking(num_rows=None, said=reason)
             self._say(f"Points with {reason} are trained one by one: a stack does not compute that.")
 
     def _say(self, text: str) -> None:
@@ -186,7 +197,7 @@ class _Lone:
 
     num_points: int = 0
 
-    def takes(self, kind: Kind, rank: int, num_rows: int) -> bool:
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         return False
 
     def close(self) -> None:
@@ -209,10 +220,11 @@ class _Stack:
     was_told: bool = False
     """That it has ended has been said."""
 
-    def takes(self, kind: Kind, rank: int, num_rows: int) -> bool:
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         """Whether a point can come in now."""
-        is_free = self.num_points < min(num_rows, self.settings.num_rows)
-        return is_free and not self._has_ended() and kind == self.kind and rank <= self.settings.rank
+        s, lora = self.settings, config.lora
+        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not lora.dropout)
+        return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
 
     def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:
         """Train one point; its last word, None where the process ended first."""
@@ -229,14 +241,18 @@ class _Stack:
         finally:
             ours.close()
 
-    def how_it_ended(self) -> str:
-        """... of `rows` rows ran out of memory, or was killed."""
+    def exit_code(self) -> int:
+        """Of the process, which has ended or is about to; negative is the signal that killed it."""
         with self.waiting_for:
             self.process.join(CLOSE_S)
-            code, rows = self.process.exitcode, self.settings.num_rows
+            return int(self.process.exitcode or 0)
+
+    def how_it_ended(self) -> str:
+        """... of `rows` rows ran out of memory, or was killed."""
+        code, rows = self.exit_code(), self.settings.num_rows
         if code == MEMORY_FULL:
             return f"ran out of memory with {rows} rows"
-        if code is not None and code < 0:
+        if code < 0:
             return f"of {rows} rows was killed by {signal.Signals(-code).name}"
         return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
 

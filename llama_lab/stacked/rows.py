@@ -25,8 +25,8 @@ MOST = 8
 class Stacking:
     """How the points of one kind are trained."""
 
-    num_rows: int
-    """At a time; 1 is one by one."""
+    num_rows: int | None
+    """At a time on one base; None where each point has a process of its own, one after the other."""
     said: str
     """Why, in one line."""
 
@@ -56,10 +56,12 @@ def stacking(wanted: int | None, config: RunConfig, rank: int, gpu: str | None) 
         gpu: that the stack has; None where it computes on the CPU.
     """
     if wanted == 1:
-        return Stacking(num_rows=1, said="hydra.launcher.rows=1: one by one")
+        return Stacking(num_rows=None, said="hydra.launcher.rows=1: one by one")
     if gpu is None:
         if wanted is None:
-            return Stacking(num_rows=1, said="one by one, as one run fills a CPU; hydra.launcher.rows=4 stacks anyway")
+            return Stacking(
+                num_rows=None, said="one by one, as one run fills a CPU; hydra.launcher.rows=4 stacks anyway"
+            )
         return Stacking(num_rows=wanted, said=f"{wanted} rows at a time as asked for; on a CPU no gain is predicted")
     num_tokens, longest, shape = _sizes(config)
     most = wanted or min(MOST, math.ceil(FULL / num_tokens))

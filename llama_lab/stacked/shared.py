@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 
 class NotStackable(Exception):
-    """What a stack does not compute, found once the model was there: the run is to be trained by itself."""
+    """What a stack does not compute, found once the model was there: such runs are to be trained by themselves."""
+
+
+class CannotJoin(Exception):
+    """Why a run does not go with the others of this stack: it is to be trained by itself."""
 
 
 @dataclass(kw_only=True)
@@ -103,7 +107,10 @@ class SharedBase:
                 paid=torch.cuda.is_available() and row.num_steps_left > SHORT_RUN,
                 note=row.settings.note,
             )
-        self.stack.join(row)
+        try:
+            self.stack.join(row)
+        except ValueError as error:
+            raise CannotJoin(str(error)) from error
         self.waiting[id(row)] = turn
         turn.wait()
 

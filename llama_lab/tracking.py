@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,14 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 60
+OPEN: set[str] = set()
+"""W&B's ids of the runs that this process has open; those of a stack (stacked/) share one."""
+UNANSWERED = threading.Event()
+"""W&B's server has not answered this process: it is not asked again."""
+
+
+class NoAnswer(Exception):
+    """W&B's server did not answer, and the runs that are open keep this one from being written offline."""
 
 
 class Tracking(Listener, Protocol):
@@ -68,12 +77,24 @@ class FilesOnly:
         return ""
 
 
+class Untold(FilesOnly):
+    """A run of which W&B has heard nothing."""
+
+    def __init__(self, run_dir: RunDir, reason: str) -> None:
+        super().__init__(run_dir)
+        self.reason = " ".join(reason.split())[:200].rstrip(".")
+
+    def where(self) -> str:
+        return f"W&B did not answer ({self.reason}): the numbers are in {self.run_dir.metrics} alone."
+
+
 class WandbTracking(FilesOnly):
     """metrics.jsonl and a W&B run beside it. What goes wrong with W&B is told at the end and stops no run."""
 
     def __init__(self, run_dir: RunDir, run: wandb.Run, *, log_adapter: bool) -> None:
         super().__init__(run_dir)
         self.run, self.log_adapter, self.problem = run, log_adapter, ""
+        OPEN.add(run.id)
         # asked now: after `finish` W&B warns
         self.is_offline, self.files, self.url = run.offline, Path(run.dir).parent, run.url
         # a step of our own: W&B's counter cannot go back, and a resumed run repeats a few steps
@@ -104,6 +125,7 @@ class WandbTracking(FilesOnly):
         """Wait for the upload, but not for ever."""
         with self._noted():
             self.run.finish(exit_code=exit_code)
+        OPEN.discard(self.run.id)
 
     def where(self) -> str:
         if self.problem:
@@ -138,26 +160,38 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
         with open_tracker(settings, run_dir, lock) as tracking:
             yield tracking
         return
-    run = start_wandb(
-        settings,
-        mode,
-        folder=run_dir.path,
-        run_id=lock["id"],
-        name=run_name(settings, lock),
-        tags=settings.tags or default_tags(lock),
-        config=lock["config"],
-    )
-    wandb_tracking = WandbTracking(run_dir, run, log_adapter=settings.log_adapter)
-    code = 1
+    with _open_wandb(settings, mode, run_dir, lock) as tracking:
+        yield tracking
+
+
+@contextmanager
+def _open_wandb(
+    settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock: dict[str, Any]
+) -> Iterator[FilesOnly]:
     try:
-        yield wandb_tracking
+        run = start_wandb(
+            settings,
+            mode,
+            folder=run_dir.path,
+            run_id=lock["id"],
+            name=run_name(settings, lock),
+            tags=settings.tags or default_tags(lock),
+            config=lock["config"],
+        )
+    except NoAnswer as error:
+        log.warning("W&B", exc_info=True)
+        yield Untold(run_dir, str(error.__cause__))
+        return
+    tracking, code = WandbTracking(run_dir, run, log_adapter=settings.log_adapter), 1
+    try:
+        yield tracking
         code = 0
     except Pruned:
         code = 0  # not failed
         run.tags = (*(run.tags or ()), "pruned")
         raise
     finally:
-        wandb_tracking.close(code)
+        tracking.close(code)
 
 
 def resolve_mode(settings: TrackingSettings) -> TrackingMode:
@@ -209,7 +243,11 @@ def start_wandb(
     tags: list[str],
     config: dict[str, Any],
 ) -> wandb.Run:
-    """A W&B run with its files in `folder`; where the network does not answer, an offline one."""
+    """A W&B run with its files in `folder`; where the network does not answer, an offline one.
+
+    Raises:
+        NoAnswer: not even that.
+    """
     wandb = _wandb()
     kwargs: dict[str, Any] = {
         "project": settings.project,
@@ -230,11 +268,15 @@ def start_wandb(
             x_graphql_retry_max=2,
             silent=True,
             console="off",
+            reinit="create_new",  # the runs of a stack share a process
         ),
     }
     try:
-        return wandb.init(mode=str(mode), **kwargs)
-    except wandb.errors.CommError:
+        return wandb.init(mode="offline" if UNANSWERED.is_set() else str(mode), **kwargs)
+    except wandb.errors.CommError as error:
+        UNANSWERED.set()
+        if OPEN:  # a teardown would end them
+            raise NoAnswer from error
         wandb.teardown()  # else the id is "in use"
         return wandb.init(mode="offline", **kwargs)
 

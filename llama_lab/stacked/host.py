@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MEMORY_FULL = 77
 """Exit code of a stack that ran out of memory: its rows are to be started again, fewer at a time."""
 ENDED, ALONE, APART = "ended", "alone", "apart"
-"""The last word of an order: its exit code; what stacks do not compute of points like it; why it does not go with the
+"""The last word of an order: its exit code; what stacks do not take of points like it; why it does not go with the
 others of this stack."""
 
 

@@ -104,7 +104,7 @@ class Stacks:
 
     def _decided(self, kind: Kind, config: RunConfig, device: str) -> Stacking:
         if kind.alone is not None:
-            self._say(f"Points with {kind.alone} are trained one by one: a stack does not compute that.")
+            self._say(f"Points with {kind.alone} are trained one by one: a stack does not take that.")
             return Stacking(num_rows=None, said="")
         gpus = device.split(",") if device else visible_gpus()
         found = stacking(self.wanted, config, self._rank(kind, config), gpus[0] if gpus else None)
@@ -183,7 +183,7 @@ class Stacks:
     def _set_alone(self, kind: Kind, reason: str) -> None:
         with self.deciding:
             self.ways[kind] = Stacking(num_rows=None, said=reason)
-            self._say(f"Points with {reason} are trained one by one: a stack does not compute that.")
+            self._say(f"Points with {reason} are trained one by one: a stack does not take that.")
 
     def _say(self, text: str) -> None:
         if text not in self.said:

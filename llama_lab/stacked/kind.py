@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from llama_lab.choices import Engine, LoraInit
+from llama_lab.choices import Engine, LoraInit, Tracker
 from llama_lab.config import RunConfig
 from llama_lab.engine.suits import unsuited
 from llama_lab.lock import as_plain
@@ -16,6 +16,8 @@ OWN_OF_MODEL = ("adapter", "learning_rate", "preference_learning_rate")
 """Settings of the model that each row of a stack has for itself."""
 OWN_OF_DATASET = ("metrics",)
 SHARED_BY_TRAINER = ("per_device_train_batch_size", "micro_batch_size", "gradient_checkpointing", "memory", "bf16")
+ONE_A_PROCESS = (Tracker.mlflow, Tracker.trackio)
+"""Trackers that know one active run a process."""
 SHARED_BY_LORA = ("target_modules", "layers_to_transform")
 
 
@@ -26,7 +28,7 @@ class Kind:
     shared: str
     """The common settings, as JSON."""
     alone: str | None = None
-    """The setting for which a point is trained by itself; None where it can be stacked."""
+    """The setting for which a point is trained by itself; None where it can go into a stack."""
 
     @property
     def base(self) -> str:
@@ -50,11 +52,13 @@ def kind_of(config: RunConfig) -> Kind:
 
 
 def why_alone(config: RunConfig) -> str | None:
-    """The setting that a stack does not compute; None where it can."""
+    """The setting that a stack does not take; None where it takes all."""
     if config.trainer.engine is Engine.standard:
         return "trainer.engine=standard"
     if config.trainer.micro_batch_size == "auto":
         return "trainer.micro_batch_size=auto"
     if config.lora.init not in KEEPS_BASE:
         return f"lora.init={config.lora.init}"
+    if config.tracking.backend in ONE_A_PROCESS:
+        return f"tracking.backend={config.tracking.backend}"
     return unsuited(config)

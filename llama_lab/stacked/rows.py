@@ -79,7 +79,7 @@ def predicted(num_tokens: float, num_rows: int) -> Stacking:
     source = f"{alone}; by an H100's numbers, benchmarks/results/speed.json"
     if num_rows == 1 or gain < WORTH_IT:
         return Stacking(
-            num_rows=1, said=f"one by one, as {max(num_rows, 2)} rows at a time would gain nothing ({source})"
+            num_rows=None, said=f"one by one, as {max(num_rows, 2)} rows at a time would gain nothing ({source})"
         )
     return Stacking(num_rows=num_rows, said=f"{num_rows} rows at a time, predicted gain {gain:.1f}x ({source})")
 

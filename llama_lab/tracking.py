@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,22 +19,12 @@ from llama_lab.events import Listener, Pruned
 from llama_lab.report import Sample
 from llama_lab.results import Result
 from llama_lab.rundir import RunDir
+from llama_lab.wandb_run import OPEN, NoAnswer, has_key, start_wandb
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
-
-INIT_TIMEOUT_S = 20
-FINISH_TIMEOUT_S = 60
-OPEN: set[str] = set()
-"""W&B's ids of the runs that this process has open; those of a stack (stacked/) share one."""
-UNANSWERED = threading.Event()
-"""W&B's server has not answered this process: it is not asked again."""
-
-
-class NoAnswer(Exception):
-    """W&B's server did not answer, and the runs that are open keep this one from being written offline."""
 
 
 class Tracking(Listener, Protocol):
@@ -218,81 +206,6 @@ def resolve_mode(settings: TrackingSettings) -> TrackingMode:
             "or type tracking.mode=offline and upload later."
         )
     return TrackingMode.online if is_known else TrackingMode.offline
-
-
-def has_key() -> bool:
-    """Whether a key of W&B is set; nobody is asked for one.
-
-    Raises:
-        ConfigError: it is malformed.
-    """
-    try:
-        return bool(_wandb().login(prompt=False, verify=False))
-    except Exception as error:
-        # a malformed key: W&B names it in its own words
-        raise ConfigError(f"W&B does not accept the key that is set: {' '.join(str(error).split())}") from error
-
-
-def start_wandb(
-    settings: TrackingSettings,
-    mode: TrackingMode,
-    *,
-    folder: Path,
-    run_id: str,
-    name: str,
-    tags: list[str],
-    config: dict[str, Any],
-) -> wandb.Run:
-    """A W&B run with its files in `folder`; where the network does not answer, an offline one.
-
-    Raises:
-        NoAnswer: not even that.
-    """
-    wandb = _wandb()
-    kwargs: dict[str, Any] = {
-        "project": settings.project,
-        "entity": settings.entity,
-        "group": settings.group,
-        "job_type": settings.job_type,
-        "tags": tags,
-        "name": name,
-        "notes": settings.notes,
-        "id": run_id,
-        "resume": "allow",
-        "config": config,
-        "dir": str(folder),
-        "settings": wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-            finish_timeout_raises=True,
-            x_graphql_retry_max=2,
-            silent=True,
-            console="off",
-            reinit="create_new",  # the runs of a stack share a process
-        ),
-    }
-    try:
-        return wandb.init(mode="offline" if UNANSWERED.is_set() else str(mode), **kwargs)
-    except wandb.errors.CommError as error:
-        UNANSWERED.set()
-        if OPEN:  # a teardown would end them
-            raise NoAnswer from error
-        wandb.teardown()  # else the id is "in use"
-        return wandb.init(mode="offline", **kwargs)
-
-
-def _wandb() -> Any:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))  # else a login says where it found the key
-    return wandb
-
-
-def sync_command(folder: Path) -> str:
-    """How to upload all offline runs in and below a folder, as one line for the person."""
-    found = f"find {shlex.quote(str(folder))} -name 'offline-run-*' -exec wandb sync {{}} +"
-    return f"W&B is offline. Upload the study and its trials with: {found}"
 
 
 def run_name(settings: TrackingSettings, lock: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from llama_lab.compose import parse
 from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.hub import needs_hub
+from llama_lab.lock import check_unchanged
+from llama_lab.rundir import RunDir
 from llama_lab.stacked.hosts import Stacks
 from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
@@ -65,6 +67,8 @@ def launch_grid(
 
     try:
         return _all(launch, range(first, first + len(jobs)))
+    except (KeyboardInterrupt, SystemExit):
+        raise KeyboardInterrupt(f"The same command with hydra.sweep.dir={folder} goes on.") from None
     finally:
         stacks.close()
 
@@ -92,10 +96,13 @@ class GridTask:
         words = list(hydra_cfg.overrides.task)
         order = Order(config=config, folder=folder, overrides=words, env=dict(hydra_cfg.job.env_set))
         own = " ".join(word for word in words if word not in self.common)
+        is_done = (recorded(folder) or {}).get("status") == "ok"
+        if is_done:
+            check_unchanged(RunDir(folder).read_lock(), config)
         teller = _Teller(label=f"point {number} {own}".rstrip(), note=self.stacks.note)
         LAUNCHING.release()
         try:
-            code = 0 if _is_done(folder) else self.stacks.run(order, teller.hear)
+            code = 0 if is_done else self.stacks.run(order, teller.hear)
         finally:
             LAUNCHING.acquire()
         return _objective(folder, code, teller)
@@ -136,10 +143,6 @@ def _objective(folder: Path, code: int, teller: _Teller) -> float:
 
 def _common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
     return frozenset(set(jobs[0]).intersection(*jobs[1:])) if len(jobs) > 1 else frozenset()
-
-
-def _is_done(folder: Path) -> bool:
-    return (recorded(folder) or {}).get("status") == "ok"
 
 
 def _all(launch: Callable[[int], JobReturn], numbers: range) -> list[JobReturn]:

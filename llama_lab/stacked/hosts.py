@@ -107,8 +107,10 @@ class Stacks:
             self._say(f"Points with {kind.alone} are trained one by one: a stack does not take that.")
             return Stacking(num_rows=None, said="")
         gpus = device.split(",") if device else visible_gpus()
-        found = stacking(self.wanted, config, self._rank(kind, config), gpus[0] if gpus else None)
-        self.note(f"Stack of {kind.base}: {found.said}.")
+        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else None
+        gpu, rank = gpus[0] if gpus else None, self._rank(kind, config)
+        found = stacking(self.wanted, config, rank, gpu, num_points=num_points)
+        self.note(f"Points on {kind.base}: {found.said}.")
         return found
 
     def _like(self, kind: Kind, config: RunConfig) -> list[RunConfig]:

@@ -47,16 +47,21 @@ def check_rows(value: Any) -> int | None:
     )
 
 
-def stacking(wanted: int | None, config: RunConfig, rank: int, gpu: str | None) -> Stacking:
+def stacking(
+    wanted: int | None, config: RunConfig, rank: int, gpu: str | None, *, num_points: int | None = None
+) -> Stacking:
     """How points like this one are trained: so many together as was asked for, or as fit and pay.
 
     Args:
         wanted: None for auto.
         rank: of the stack.
         gpu: that the stack has; None where it computes on the CPU.
+        num_points: there are no more of them; None where nobody knows.
     """
-    if wanted == 1:
-        return Stacking(num_rows=None, said="hydra.launcher.rows=1: one by one")
+    if wanted == 1 or num_points == 1:
+        return Stacking(num_rows=None, said="one by one, as asked for" if wanted == 1 else "there is but one")
+    if wanted is not None and num_points is not None:
+        wanted = min(wanted, num_points)
     if gpu is None:
         if wanted is None:
             return Stacking(
@@ -64,7 +69,7 @@ def stacking(wanted: int | None, config: RunConfig, rank: int, gpu: str | None) 
             )
         return Stacking(num_rows=wanted, said=f"{wanted} rows at a time as asked for; on a CPU no gain is predicted")
     num_tokens, longest, shape = _sizes(config)
-    most = wanted or min(MOST, math.ceil(FULL / num_tokens))
+    most = wanted or min(MOST, math.ceil(FULL / num_tokens), num_points or MOST)
     num_rows = most
     room = USABLE_SHARE * gpu_memory_gib(gpu)
     if wanted is None and shape is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -153,12 +154,42 @@ class StackBackend:
         listener: Listener,
         evaluate: Callable[[], dict[str, float]],
     ) -> FitResult:
-        row = Row(adapted.model, self.name, tokenizer, train, settings, listener, evaluate)
+        def measured() -> dict[str, float]:
+            with self.turn.at_hand():
+                return evaluate()
+
+        told = _InTurn(listener, self.turn)
+        row = Row(adapted.model, self.name, tokenizer, train, settings, told, measured)
         self.shared.join(row, self.turn)
         if row.error is not None:
             raise row.error
         assert row.result is not None
         return row.result
+
+
+class _InTurn:
+    """A run's listener, told by the stack: what it logs, and what libraries draw for it, is the run's own."""
+
+    def __init__(self, listener: Listener, turn: Turn) -> None:
+        self.listener, self.turn = listener, turn
+
+    def started(self, start_step: int, num_steps: int) -> int | None:
+        return self.listener.started(start_step, num_steps)
+
+    def stepped(self, step: int) -> None:
+        self.listener.stepped(step)
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        with self.turn.at_hand():
+            self.listener.logged(step, metrics)
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        with self.turn.at_hand():
+            self.listener.saved(step, checkpoint)
+
+    def ended(self) -> None:
+        with self.turn.at_hand():
+            self.listener.ended()
 
 
 def _unsuited(model: PeftModel) -> str | None:

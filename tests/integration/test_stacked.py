@@ -66,10 +66,10 @@ def test_points_with_one_base_share_a_stack_and_others_go_elsewhere(grid):
     for number in folders(folder):
         by_quant[read_json(folder / str(number) / "run.json")["config"]["quant"]["type"]].append(shared[number])
     for quant in ("nf4", "none"):
-        assert ["in a stack of up to 4 rows" in text for text in by_quant[quant]] == [True, True]
+        assert ["in a stack of up to 2 rows" in text for text in by_quant[quant]] == [True, True]
     assert ["in a stack" in text for text in by_quant["int8"]] == [False, False]
     assert done.stdout.count("Points with quant.type=int8 are trained one by one") == 1
-    assert done.stdout.count("Stack of tiny, nf4: 4 rows at a time") == 1
+    assert done.stdout.count("Points on tiny, nf4: 2 rows at a time") == 1
     assert {path.name for path in folder.glob("stack-*.log")} == {"stack-1.log", "stack-2.log"}
 
 
@@ -90,8 +90,6 @@ class LoopBackend(OwnBackend):
 def test_a_row_learns_what_the_run_alone_learns(grid, tmp_path, number):
     stacked = grid[0] / str(number)
     lock = read_json(stacked / "run.json")
-    if lock["config"]["quant"]["type"] == "int8":
-        pytest.skip("no stack takes it")
     torch.set_num_threads(1)
     with (tmp_path / "said").open("w") as said:
         alone = run(config_of(lock), tmp_path / "alone", lock["overrides"], Console(file=said), backend=LoopBackend())
@@ -122,6 +120,7 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
     assert [text.count("in a stack of up to 3 rows") for text in printed] == [1] * 6
 
 
+@pytest.mark.slow
 def test_rows_go_on_from_their_checkpoints_after_kills(lab, tmp_path):
     study = tmp_path / "outputs" / "study"
     words = [*STUDY, *LEAN, RANK, f"hydra.sweeper.n_trials={NUM_TRIALS}", "dataset.max_train_rows=160"]

@@ -19,6 +19,7 @@ RUNGS = ROOT / "benchmarks" / "results" / "sweep_rungs.json"
 OVERHEAD = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
 MERGE = ROOT / "benchmarks" / "results" / "merge.json"
 MERGE_ONTO = ROOT / "benchmarks" / "results" / "merge_onto.json"
+STACKED = ROOT / "benchmarks" / "results" / "stacked.json"
 STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
 
 
@@ -228,7 +229,31 @@ def sweep_rungs_table() -> str:
     return "\n".join([*lines, "", said])
 
 
+def stacked_table() -> str:
+    """Points trained together beside the same points one by one; nothing where it has not been measured.
+
+    A row of the file: case, num_rows, tokens_per_row (of a micro-batch), alone_tokens_per_s, tokens_per_s (of all rows
+    together), predicted_gain, peak_memory_gib; card, commit, versions and command are those of the first.
+    """
+    if not STACKED.exists():
+        return ""
+    rows = json.loads(STACKED.read_text())["rows"]
+    lines = ["| points | rows at a time | tokens a row | one by one | together | gain | predicted | peak GiB |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        gain = row["tokens_per_s"] / row["alone_tokens_per_s"]
+        lines.append(
+            f"| {row['case']} | {row['num_rows']} | {row['tokens_per_row']:,.0f} | {row['alone_tokens_per_s']:,.0f} | "
+            f"{row['tokens_per_s']:,.0f} | {gain:.2f}x | {row['predicted_gain']:.2f}x | {row['peak_memory_gib']:.1f} |"
+        )
+    first = rows[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    source = f"Tokens/s, on one {first['card']}, at commit {first['commit']}; {versions}"
+    return "\n".join(["", *lines, "", f"{source}: benchmarks/results/stacked.json, by `{first['command']}`.", ""])
+
+
 BLOCKS = {
+    "stacked": stacked_table,
     "merge_onto": merge_onto_table,
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
@@ -241,7 +266,14 @@ BLOCKS = {
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = ("README.md", "docs/taking_away.md", "docs/planning.md", "docs/searching.md", "docs/speed.md")
+PAGES = (
+    "README.md",
+    "docs/taking_away.md",
+    "docs/planning.md",
+    "docs/searching.md",
+    "docs/speed.md",
+    "docs/stacked.md",
+)
 
 
 def rendered(text: str) -> str:

@@ -41,7 +41,7 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, adapter_name: str = OWN_ADAPTER) -> PeftModel:
+def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = OWN_ADAPTER) -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
     Raises:
@@ -53,7 +53,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraSettings, *, seed: int, adapter
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
     torch.manual_seed(seed)
     try:
-        return get_peft_model(base, lora_config(lora), adapter_name=adapter_name)
+        return get_peft_model(base, lora_config(lora), adapter_name=name)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
@@ -66,8 +66,12 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
     It is not the active one: `model.set_adapter(name)` makes it that.
 
     Raises:
-        ConfigError: PEFT refuses the settings for this base.
+        ConfigError: lora.init changes the base, which others share; or PEFT refuses the settings for this base.
     """
+    if lora.init in (LoraInit.pissa, LoraInit.olora, LoraInit.loftq):
+        raise ConfigError(
+            f"lora.init={lora.init} changes the base, on which other adapters are trained. Type lora.init=default."
+        )
     torch.manual_seed(seed)
     try:
         model.add_adapter(name, lora_config(lora))

@@ -64,9 +64,14 @@ class Writer:
         self.writing = _Writing(step=step, thread=thread, errors=errors)
         thread.start()
 
+    @property
+    def is_busy(self) -> bool:
+        """A checkpoint is not complete yet."""
+        return self.writing is not None and self.writing.thread.is_alive()
+
     def poll(self) -> None:
         """Tell of a checkpoint that has become complete."""
-        if self.writing is not None and not self.writing.thread.is_alive():
+        if not self.is_busy:
             self.wait()
 
     def wait(self) -> None:

@@ -81,6 +81,7 @@ class Row:
         self._num_done, self.logged_step = 0, self.start_step
         self.slot = -1
         """Where the stack has put it."""
+        self.writer: checkpoint.Writer | None = None
         self.micro: Micro | None = None
         self.result: FitResult | None = None
         """Once it has ended well."""
@@ -116,6 +117,11 @@ class Row:
         """No micro-batch is left."""
         return self.micro is None
 
+    @property
+    def is_writing(self) -> bool:
+        """A checkpoint is under way."""
+        return self.writer is not None and self.writer.is_busy
+
     def advance(self) -> None:
         """The next micro-batch becomes `micro`."""
         self.micro = next(self._micros, None)
@@ -124,6 +130,11 @@ class Row:
     def sizes_left(self) -> list[tuple[int, int]]:
         """Tokens and rows of `micro` and of every micro-batch after it."""
         return self._sizes[self._num_done :]
+
+    @property
+    def num_left(self) -> int:
+        """How many these are."""
+        return len(self._sizes) - self._num_done
 
     def put_keys(self, keys_PW: Tensor) -> None:
         """The dropout keys of this micro-batch, those of its own layers."""
@@ -154,8 +165,9 @@ class Row:
         Raises:
             Exception: what ends the run: RunError, Pruned, or what else a listener, evaluation or checkpoint raises.
         """
-        micro, t, recorder = self.micro, self.settings.trainer, self.recorder
+        micro, t, recorder, writer = self.micro, self.settings.trainer, self.recorder, self.writer
         assert micro is not None
+        assert writer is not None
         recorder.num_tokens += micro.stream.num_tokens
         if micro.is_last:
             step = micro.step + 1
@@ -165,8 +177,8 @@ class Row:
                 self._measure(step)
             recorder.listener.stepped(step)
             if t.save_steps and (step % t.save_steps == 0 or step == self.schedule.num_steps):
-                self.writer.save(step, self.slot)
-            self.writer.poll()
+                writer.save(step, self.slot)
+            writer.poll()
         self._num_done += 1
         self.advance()
 
@@ -176,15 +188,14 @@ class Row:
         Raises:
             Exception: what went wrong with that.
         """
-        self.writer.wait()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self.writer is not None:
+            self.writer.wait()
         self.recorder.end()
         self.result = self.recorder.result(self.schedule.num_steps)
 
     def close(self) -> None:
         """The listener hears of the end, however it came."""
-        if hasattr(self, "writer"):
+        if self.writer is not None:
             self.writer.abandon()
         self._scope.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from llama_lab.engine.row import Row
 from llama_lab.engine.stream import RECORDING, chosen_sizes, next_size
 
 COMPILING = 10 * RECORDING
@@ -27,17 +26,22 @@ class Shapes:
         """Slots that are computed."""
         self._widths: set[int] = set()
 
-    def plan(self, rows: Sequence[Row]) -> list[int]:
-        """Make room for these rows; returns the sizes that are new."""
-        self.longest = max([self.longest, *(row.longest for row in rows)])
+    def plan(self, longest: int, left: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+        """Make room for the rows that are trained from now on; returns the sizes that are new.
+
+        Args:
+            longest: tokens of the longest row of their data.
+            left: tokens and rows of every micro-batch that each of them has left.
+        """
+        self.longest = max(self.longest, longest)
         if not self.record:
             return []
-        left = list(zip_longest(*(row.sizes_left for row in rows), fillvalue=(0, 0)))
-        wanted = [max(tokens for tokens, _ in micro_step) for micro_step in left]
+        micro_steps = list(zip_longest(*left, fillvalue=(0, 0)))
+        wanted = [max(tokens for tokens, _ in micro_step) for micro_step in micro_steps]
         larger = [total for total in wanted if not self.sizes or total > self.sizes[-1]]
-        new = chosen_sizes(larger, RECORDING // len(rows)) if larger else []
+        new = chosen_sizes(larger, RECORDING // len(left)) if larger else []
         self.sizes += new
-        for total, micro_step in zip(wanted, left, strict=True):
+        for total, micro_step in zip(wanted, micro_steps, strict=True):
             size = self.size(total)
             self.hold(max(num_rows + self.num_cuts(size - tokens) for tokens, num_rows in micro_step))
         return new

@@ -18,7 +18,7 @@ from llama_lab.engine.adapter import lora_layers
 from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.dropout import KEY_WORDS
 from llama_lab.engine.network import Network
-from llama_lab.engine.optimizer import NOTHING, FlatAdamW
+from llama_lab.engine.optimizer import NOTHING, FlatAdamW, Update
 from llama_lab.engine.replay import Replay
 from llama_lab.engine.row import Row
 from llama_lab.engine.shapes import Shapes
@@ -56,8 +56,8 @@ class Stack:
         self.shapes = Shapes(num_rows, record=paid)
         self.model, self.rank, self.note = model, rank, note
         self.rows: list[Row | None] = [None] * num_rows
-        self.over: list[Row] = []
-        """Ended, and not yet told of."""
+        self.ending: list[Row] = []
+        """Out of their slots; their last checkpoint may be under way, which holds up nobody else."""
         self.is_planned = False
         self.left_at = 0.0
 
@@ -74,7 +74,7 @@ class Stack:
     @property
     def is_empty(self) -> bool:
         """Nothing is left to be trained or told of."""
-        return not self.live and not self.over
+        return not self.live and not self.ending
 
     def join(self, row: Row) -> None:
         """Give a row a free slot; it begins, or goes on from its checkpoint.
@@ -107,23 +107,27 @@ class Stack:
         """One micro-step of all rows.
 
         Returns:
-            The rows that have ended, each with its result or its error: their slots are free, and PEFT's parameters
-            have memory of their own. Rows that ended as they joined are returned at once; nothing is computed then.
+            The rows that are over, each with its result or its error; PEFT's parameters have memory of their own again.
+            A slot may be free some steps before, while the row's last checkpoint is being written. Rows that ended as
+            they joined are returned at once; nothing is computed then.
         """
         try:
             self._pause()
-            if self.live and not self.over:
-                self._compute()
+            over = self._over()
+            if self.live and not over:
+                batch, updates = self._next()
+                self.replay.run(batch)
+                self.optimizer.step(updates)
                 self._tell()
+                over = self._over()
         except BaseException:
             self._abandon()
             raise
-        over, self.over = self.over, []
         self.left_at = time.monotonic()
         return over
 
-    def _compute(self) -> None:
-        """Losses and gradients of one micro-batch of each row, and the optimizer steps that it completes."""
+    def _next(self) -> tuple[Batch, list[Update]]:
+        """One micro-batch of each row, and what the optimizer does with its gradient."""
         width = self._settle()
         rows = self.rows[:width]
         micros = [row.micro if row else None for row in rows]
@@ -141,17 +145,15 @@ class Stack:
             if row and self.network.dropout:
                 row.put_keys(keys_PKW[:, k])
         shares = [micro.share if micro else 0.0 for micro in micros]
-        share_K = torch.tensor(shares, dtype=self.replay.losses_K.dtype, pin_memory=pin)
         batch = Batch(
             tokens_3KN=tokens_3KN,
             starts=starts,
             spans=spans,
             longest=shapes.longest,
             keys_PKW=keys_PKW,
-            share_K=share_K,
+            share_K=torch.tensor(shares, dtype=self.replay.losses_K.dtype, pin_memory=pin),
         )
-        self.replay.run(batch)
-        self.optimizer.step([row.update() if row else NOTHING for row in rows])
+        return batch, [row.update() if row else NOTHING for row in rows]
 
     def _tell(self) -> None:
         """Rows log, measure and write what is due; what one of them raises ends that one alone."""
@@ -174,10 +176,10 @@ class Stack:
         live = self.live
         if not self.is_planned:
             self.is_planned = True
-            if sizes := self.shapes.plan(live):
+            if sizes := self.shapes.plan(max(row.longest for row in live), [row.sizes_left for row in live]):
                 said = ", ".join(map(str, sizes))
                 self.note(f"Compiled, and recorded for micro-batches of {said} tokens, at their first use.")
-        width = self.shapes.settle(len(live), max(len(row.sizes_left) for row in live))
+        width = self.shapes.settle(len(live), max(row.num_left for row in live))
         for row in reversed(live):
             if row.slot >= width:
                 self._move(row, self.rows.index(None))
@@ -194,18 +196,21 @@ class Stack:
 
     def _end(self, row: Row, error: Exception | None = None) -> None:
         """Take a row out; it has done all its steps unless there is an error."""
-        if error is None:
-            try:
-                row.finish()
-            except Exception as late:
-                error = late
         row.error = error
         self._release(row)
-        try:
-            row.close()
-        except Exception as late:
-            row.error = row.error or late
-        self.over.append(row)
+        self.ending.append(row)
+
+    def _over(self) -> list[Row]:
+        """The rows that are over: of those that write their last checkpoint, none while others train."""
+        over = [row for row in self.ending if not (self.live and row.is_writing)]
+        for row in over:
+            self.ending.remove(row)
+            for close in (row.finish, row.close) if row.error is None else (row.close,):
+                try:
+                    close()
+                except Exception as error:
+                    row.error = row.error or error
+        return over
 
     def _release(self, row: Row) -> None:
         """The slot is empty again, whatever was in it."""
@@ -217,9 +222,11 @@ class Stack:
     def _abandon(self) -> None:
         """What is raised now ends all rows."""
         for row in self.live:
-            self._release(row)
+            self._end(row)
+        for row in self.ending:
             with suppress(Exception):
                 row.close()
+        self.ending.clear()
 
     def _pause(self) -> None:
         """What was done since the last step, such as measuring another model, is no training time of any row."""

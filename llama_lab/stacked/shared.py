@@ -77,7 +77,7 @@ class SharedBase:
         start = config.model.adapter
         if start:
             return continue_adapter(base, start, name)
-        return add_adapter(base, config.lora, seed=config.seed, adapter_name=name)
+        return add_adapter(base, config.lora, seed=config.seed, name=name)
 
     def drop(self, name: str) -> None:
         """Take an adapter out again, if it is there."""

@@ -13,27 +13,17 @@ from functools import cached_property
 
 from llama_lab.activations import FP32, Block, Device, Precision, precision
 from llama_lab.choices import Engine, Memory, Optimizer, QuantType
-from llama_lab.config import QuantSettings, RunConfig, TrainerSettings
+from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.engine.suits import allowed_memory, unsuited
 from llama_lab.fast_memory import BF16, FastRun
+from llama_lab.kept_bytes import base_bytes, optimizer_bytes
 from llama_lab.params import ModelShape, adapted_linears, adapter_tensors
 
 GIB = 2**30
-BLOCK = 64
-"""Weights that share one quantisation constant: bitsandbytes' block size of 4-bit types."""
-OUTER_BLOCK = 256
-"""Constants that share one of the second level; also numbers of an 8-bit optimizer state that share a scale."""
-PAGED_FROM = 100_000
-"""Elements from which on a tensor's optimizer state is paged (bitsandbytes/optim/optimizer.py)."""
-EIGHT_BIT_FROM = 4096
-"""Elements from which on a tensor's optimizer state is 8-bit (same place)."""
 LOSS_TILE = (4096, 32768)
 """TRL's loss takes so many tokens and words at a time and keeps no logits (trl/kernels/chunked_logprob.py)."""
 CUBLAS_BYTES = 64 * 2**20
 """Buffers of cuBLAS and cuBLASLt on a GPU. Measured on an H100; smaller on older ones."""
-
-STATES = {Optimizer.adafactor: 0.0, Optimizer.sgd: 0.0, Optimizer.lion_32bit: 1.0, Optimizer.lion_8bit: 1.0}
-"""Optimizer states a parameter; two for Adam. Adafactor's are sums over rows and columns: next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,28 +282,3 @@ def rows_at_once(trainer: TrainerSettings) -> int:
     """Rows of a micro-batch; trainer.micro_batch_size=auto is decided by what fits (cards.largest_micro_batch)."""
     wanted = trainer.micro_batch_size
     return int(wanted) if wanted is not None and wanted.isdecimal() else trainer.per_device_train_batch_size
-
-
-def base_bytes(shape: ModelShape, quant: QuantSettings, types: Precision, device: Device) -> float:
-    """Bytes of the frozen base; embedding, lm_head and norms are never quantised."""
-    c, params = types.compute, shape.num_linear_params()
-    other = c * shape.num_other_params()
-    if quant.type is QuantType.none:
-        return other + c * params
-    if quant.type is QuantType.int8:
-        rows = shape.num_layers * sum(d_out for _, d_out in shape.linears().values())
-        return other + params + FP32 * rows
-    constants = params / BLOCK * (1 + FP32 / OUTER_BLOCK if quant.double_quant else FP32)
-    copies = c * params if device is Device.cpu else 0  # quant.dequantise_once
-    return other + params / 2 + constants + copies
-
-
-def optimizer_bytes(tensors: list[int], optim: Optimizer, device: Device) -> float:
-    """Bytes of the optimizer's states that stay on the device."""
-    paged = "paged" in optim and device is not Device.cpu
-    resident = [size for size in tensors if not paged or size < PAGED_FROM]
-
-    def state(size: int) -> float:
-        return size + FP32 * size / OUTER_BLOCK if "8bit" in optim and size >= EIGHT_BIT_FROM else FP32 * size
-
-    return STATES.get(optim, 2.0) * sum(map(state, resident))

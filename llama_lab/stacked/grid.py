@@ -29,8 +29,11 @@ from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
 from llama_lab.sweep.outcome import recorded
 from llama_lab.sweep.processes import STOP, interrupt, sigterm_raises
+from llama_lab.sweep.slots import gpu_of, visible_gpus
 from llama_lab.sweep.sweeper import SILENT
 from llama_lab.sweep.trial import LAUNCHING
+
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def launch_grid(
@@ -94,7 +97,7 @@ class GridTask:
         if config.tracking.group is None:
             config.tracking.group = Path(hydra_cfg.sweep.dir).name  # the runs of a grid belong together
         words = list(hydra_cfg.overrides.task)
-        order = Order(config=config, folder=folder, overrides=words, env=dict(hydra_cfg.job.env_set))
+        order = Order(config=config, folder=folder, overrides=words, env=_env(number, dict(hydra_cfg.job.env_set)))
         own = " ".join(word for word in words if word not in self.common)
         is_done = (recorded(folder) or {}).get("status") == "ok"
         if is_done:
@@ -106,6 +109,13 @@ class GridTask:
         finally:
             LAUNCHING.acquire()
         return _objective(folder, code, teller)
+
+
+def _env(number: int, env: dict[str, str]) -> dict[str, str]:
+    """Of a point; where there are several GPUs, each has stacks of its own, and the points are dealt out."""
+    if len(visible_gpus()) < 2 or GPUS in env:
+        return env
+    return env | {GPUS: str(gpu_of(number))}
 
 
 @dataclass(kw_only=True)

@@ -54,10 +54,12 @@ class Stacks:
     num_stacks: int = 0
     said: set[str] = field(default_factory=set)
 
-    def run(self, order: child.Order, hear: Hear) -> int:
-        """Do one run; its exit code. Where the sweep is interrupted, that of a process that was ended."""
+    def __post_init__(self) -> None:
         if self.offline:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+
+    def run(self, order: child.Order, hear: Hear) -> int:
+        """Do one run; its exit code. Where the sweep is interrupted, that of a process that was ended."""
         kind = kind_of(order.config)
         is_apart = False
         while not STOP.is_set():

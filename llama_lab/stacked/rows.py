@@ -73,7 +73,8 @@ def stacking(
     num_rows = most
     room = USABLE_SHARE * gpu_memory_gib(gpu)
     if wanted is None and shape is not None:
-        num_rows = largest_stack(shape, config, rank, length=longest, room_gib=room, most=most)
+        fitting = largest_stack(shape, config, rank, length=longest, room_gib=room, most=most)
+        num_rows = max(range(1, fitting + 1), key=lambda rows: predicted_gain(num_tokens, rows))
     return predicted(num_tokens, num_rows)
 
 
@@ -104,7 +105,9 @@ def largest_stack(shape: ModelShape, config: RunConfig, rank: int, *, length: in
 def _sizes(config: RunConfig) -> tuple[float, int, ModelShape | None]:
     """Mean real tokens of a micro-batch, tokens of the longest row, and the model's shape."""
     from llama_lab.plan import planned
+    from llama_lab.process import prepare
 
+    prepare(config)
     made = planned(config)
     if made.schedule is None:
         return rows_at_once(config.trainer) * config.dataset.max_length, config.dataset.max_length, made.shape

@@ -61,6 +61,17 @@ def test_a_cpu_stacks_only_where_it_is_asked_to():
     assert stacking(1, config, 8, None).num_rows is None
 
 
+def test_the_tokens_of_a_row_are_counted_before_a_gpu_gets_it():
+    rows = ["model=tiny", "dataset.max_train_rows=16", "dataset.max_eval_rows=2"]
+    short, full = (
+        stacking(4, compose_words([*rows, f"trainer.per_device_train_batch_size={size}"]), 8, "0") for size in (1, 16)
+    )
+    assert short.num_rows == 4
+    assert "4 rows at a time, predicted gain" in short.said
+    assert float(short.said.split("predicted gain ")[1].split("x")[0]) > 2
+    assert full.num_rows is None or "predicted gain 1." in full.said
+
+
 @pytest.mark.parametrize(
     ("words", "together"),
     [

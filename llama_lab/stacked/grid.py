@@ -99,9 +99,7 @@ class GridTask:
         words = list(hydra_cfg.overrides.task)
         order = Order(config=config, folder=folder, overrides=words, env=_env(number, dict(hydra_cfg.job.env_set)))
         own = " ".join(word for word in words if word not in self.common)
-        is_done = (recorded(folder) or {}).get("status") == "ok"
-        if is_done:
-            check_unchanged(RunDir(folder).read_lock(), config)
+        is_done = _is_done(RunDir(folder), config)
         teller = _Teller(label=f"point {number} {own}".rstrip(), note=self.stacks.note)
         LAUNCHING.release()
         try:
@@ -109,6 +107,20 @@ class GridTask:
         finally:
             LAUNCHING.acquire()
         return _objective(folder, code, teller)
+
+
+def _is_done(run_dir: RunDir, config: RunConfig) -> bool:
+    """Whether an earlier start has finished the point; what one that failed left as its result is taken away.
+
+    Raises:
+        RunError: the folder holds a run of other settings.
+    """
+    if run_dir.lock.exists():
+        check_unchanged(run_dir.read_lock(), config)
+    if (recorded(run_dir.path) or {}).get("status") == "ok":
+        return True
+    run_dir.result.unlink(missing_ok=True)
+    return False
 
 
 def _env(number: int, env: dict[str, str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from .conftest import read_json, steps_logged
 from .studies import LEAN, RANK, STUDY, folders, trials
 
 STACKED = ["hydra/launcher=stacked", "hydra.launcher.rows=4"]
+GRID = [*LEAN, "lora.r=4,8", "quant=nf4,none,int8", "trainer.logging_steps=1", "hydra.sweep.dir=grid"]
 NUM_TRIALS, NUM_STEPS = 4, 20
 
 
@@ -34,8 +35,7 @@ NUM_TRIALS, NUM_STEPS = 4, 20
 def grid(lab, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A finished grid of two ranks and three ways to store the base, one of which no stack takes."""
     cwd = tmp_path_factory.mktemp("grid")
-    words = [*LEAN, "lora.r=4,8", "quant=nf4,none,int8", "trainer.logging_steps=1", "hydra.sweep.dir=grid"]
-    done = lab("-m", *words, *STACKED, cwd=cwd)
+    done = lab("-m", *GRID, *STACKED, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "grid", done
 
@@ -71,6 +71,19 @@ def test_points_with_one_base_share_a_stack_and_others_go_elsewhere(grid):
     assert done.stdout.count("Points with quant.type=int8 are trained one by one") == 1
     assert done.stdout.count("Points on tiny, nf4: 2 rows at a time") == 1
     assert {path.name for path in folder.glob("stack-*.log")} == {"stack-1.log", "stack-2.log"}
+
+
+def test_the_same_grid_again_repeats_nothing_and_another_one_is_refused(grid, lab):
+    folder, _ = grid
+    results = [folder / str(number) / "result.json" for number in folders(folder)]
+    before = [path.stat().st_mtime_ns for path in results]
+    done = lab("-m", *GRID, *STACKED, cwd=folder.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done: held-out loss") == 6
+    other = lab("-m", *GRID, *STACKED, "trainer.weight_decay=0.1", cwd=folder.parent)
+    assert other.returncode == 2
+    assert "trainer.weight_decay: 0.0 then, 0.1 now" in other.stderr
+    assert [path.stat().st_mtime_ns for path in results] == before
 
 
 class LoopBackend(OwnBackend):

@@ -85,7 +85,8 @@ class FastRun:
         """The widest moment of a block's backward pass, and the weights made whole for a product."""
         s, n = self.shape, self.num_tokens
         is_kept = self.memory is Memory.fast or self.config.quant.type is QuantType.none
-        whole = 0 if is_kept else BF16 * 2 * s.intermediate_size * s.hidden_size
+        at_once = 3 if self.memory is Memory.lean else 2  # gate and up; lean holds them beside down
+        whole = 0 if is_kept else BF16 * at_once * s.intermediate_size * s.hidden_size
         mlp = n * BF16 * (4 * s.intermediate_size + 3 * s.hidden_size)
         rows = self.num_rows * self.config.trainer.per_device_train_batch_size + 1
         attention = (n + FLASH_BLOCK * rows) * FP32 * s.q_size + n * BF16 * (4 * s.q_size + 4 * s.kv_size)

@@ -107,4 +107,6 @@ class Projection:
         return grad_KND.baddbmm_(low, a_KPRD.flatten(1, 2)), None
 
     def _scaled(self, low_KPNR: Tensor) -> Tensor:
+        if self.dropout:  # the dropout keys have scaled what goes into A
+            return low_KPNR
         return low_KPNR.mul_(self.scale_K[: len(low_KPNR), None, None, None])

@@ -6,6 +6,7 @@ K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,11 +80,12 @@ class Block:
 
     def backward(self, grad: Tensor, saved: Saved, step: Step, *, need_x: bool) -> Tensor | None:
         """Gradient of the stream that enters from that of the stream that leaves; those of A and B are written."""
-        if saved.attended is None:
-            saved, hidden, into_a = self._until_down(saved.x, None, step)
-            saved.low = (*saved.low, self.down.low(hidden, into_a))
-            del hidden, into_a
-        grad = self._mlp_back(grad, saved)
+        with self.gate_up.frozen.held() if self.recompute else nullcontext():
+            if saved.attended is None:
+                saved, hidden, into_a = self._until_down(saved.x, None, step)
+                saved.low = (*saved.low, self.down.low(hidden, into_a))
+                del hidden, into_a
+            grad = self._mlp_back(grad, saved)
         return self._attention_back(grad, saved, step, need_x=need_x)
 
     def _until_down(self, x: Tensor, delta: Tensor | None, step: Step) -> tuple[Saved, Tensor, IntoA]:
@@ -152,8 +154,7 @@ class Block:
             grad_flat = self.pieces("undropped", "out")(grad_flat, through, keys_out)
         grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
         saved.attended = saved.qkv = None
-        turned = self.pieces("turned_back")(*grads, step.cos_NE, step.sin_NE)
-        grad_qkv = turned.view(*grad.shape[:2], -1)
+        grad_qkv = self._turn_back(grads, step).view(*grad.shape[:2], -1)
         return self._branch_back("qkv", self.qkv, grad_qkv, low_qkv, keys_qkv, saved.x, 0, grad, need_x=need_x)
 
     def _branch_back(
@@ -208,11 +209,26 @@ class Block:
     def _gate_back(
         self, grad: Tensor, through: list[Tensor] | None, keys_KPW: Tensor | None, gate_up: Tensor
     ) -> Tensor:
-        if through is None:
-            return self.pieces("gate_back")(grad, gate_up)
-        return self.pieces("undropped_gate_back")(grad, through, keys_KPW, gate_up)
+        out = torch.empty_like(gate_up)
+        for half, place in zip(out.chunk(2, dim=-1), ("gate", "up"), strict=True):
+            if through is None:
+                self.pieces("gate_back", place)(half, grad, gate_up, place == "up")
+            else:
+                back = self.pieces("undropped_gate_back", place)
+                back(half, grad, through, keys_KPW, gate_up, place == "up")
+        return out
 
     def _turn(self, qkv: Tensor, step: Step) -> list[Tensor]:
         heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)
         turned = self.pieces("turned")(heads, step.cos_NE, step.sin_NE, self.num_heads + self.num_kv)
         return list(turned.split([self.num_heads, self.num_kv, self.num_kv], dim=1))
+
+    def _turn_back(self, grads: Sequence[Tensor], step: Step) -> Tensor:
+        """(N, heads of q, k and v, E)."""
+        heads = [self.num_heads, self.num_kv, self.num_kv]
+        out = grads[0].new_empty(len(grads[0]), sum(heads), self.head_dim)
+        q, k, v = out.split(heads, dim=1)
+        self.pieces("turned_back", "q")(q, grads[0], step.cos_NE, step.sin_NE)
+        self.pieces("turned_back", "k")(k, grads[1], step.cos_NE, step.sin_NE)
+        v.copy_(grads[2])
+        return out

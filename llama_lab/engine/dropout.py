@@ -5,29 +5,32 @@ K adapters, W words of a key, N tokens, D inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 KEY_WORDS = 4
-"""Numbers of a key: two that are hashed, the hash from which on a place is kept, and by how much it is scaled up."""
+"""Numbers of a key: two that are hashed, the hash from which on a place is kept, and what is kept is multiplied by."""
 
 
-def step_keys(seed: int, step: int, micro_step: int, num_layers: int, share: float = 0.0) -> Tensor:
-    """Keys (num_layers, KEY_WORDS), int32, of one micro-batch: equal arguments, equal masks.
+def step_keys(seed: int, step: int, micro_step: int, scales: Sequence[float], share: float = 0.0) -> Tensor:
+    """Keys (layers, KEY_WORDS), int32, of one micro-batch: equal arguments, equal masks.
 
     Args:
+        scales: alpha / r of each layer: multiplied here, where it costs nothing.
         share: of the inputs that are left out; a part of the keys, so that it may differ by adapter and change.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, (step << 20) + micro_step]))
-    keys = rng.integers(-(2**31), 2**31, size=(num_layers, KEY_WORDS), dtype=np.int32)
+    keys = rng.integers(-(2**31), 2**31, size=(len(scales), KEY_WORDS), dtype=np.int32)
     keys[:, 2] = int(share * 2**32) - 2**31
-    keys[:, 3] = np.float32(1 / (1 - share)).view(np.int32)
+    keys[:, 3] = (np.asarray(scales, dtype=np.float32) / np.float32(1 - share)).view(np.int32)
     return torch.from_numpy(keys)
 
 
 def thinned(x_KND: Tensor, keys_KW: Tensor) -> Tensor:
-    """What goes into the A of one layer: 0 where it is left out, the rest scaled up so that the mean stays."""
+    """What goes into the A of one layer: 0 where it is left out, the rest times s and scaled up to keep its mean."""
     scaled = x_KND * keys_KW[:, 3, None, None].view(torch.float32)  # in fp32: bf16 has too few digits for the factor
     return torch.where(kept(keys_KW, x_KND.shape[1], x_KND.shape[2]), scaled, 0).to(x_KND.dtype)
 

@@ -109,7 +109,7 @@ class Network:
         for i, (group, adapted) in enumerate(zip(groups, self.lora, strict=True)):
             made.append(
                 Projection(
-                    frozen=Frozen(group, keep=memory is Memory.fast),
+                    frozen=Frozen(group, self.pieces, keep=memory is Memory.fast),
                     places=_places(group),
                     dropout=self.dropout,
                     scale_K=adapter.scale_PK[i],

@@ -98,17 +98,21 @@ def gated_dropped(gate_up_KNI: Tensor, keys_KPW: Tensor) -> tuple[Tensor, list[T
     return out, dropped(out, keys_KPW)
 
 
-def gate_back(grad: Tensor, gate_up: Tensor) -> Tensor:
-    """Gradient of (..., 2 I)."""
+def gate_back(out: Tensor, grad: Tensor, gate_up: Tensor, of_up: bool) -> None:
+    """Gradient of gate or of up into `out`, (..., I).
+
+    One half at a call: the compiler would make both in one kernel only by computing, and reading, all of it twice.
+    """
     gate, up = (part.to(_wide(part)) for part in gate_up.chunk(2, dim=-1))
     sigmoid, g = torch.sigmoid(gate), grad.to(_wide(grad))
-    of_gate = g * up * sigmoid * (1 + gate * (1 - sigmoid))
-    return torch.cat([of_gate, g * gate * sigmoid], dim=-1).to(gate_up.dtype)
+    out.copy_(g * gate * sigmoid if of_up else g * up * sigmoid * (1 + gate * (1 - sigmoid)))
 
 
-def undropped_gate_back(grad_KNI: Tensor, through: list[Tensor], keys_KPW: Tensor, gate_up_KNI: Tensor) -> Tensor:
+def undropped_gate_back(
+    out: Tensor, grad_KNI: Tensor, through: list[Tensor], keys_KPW: Tensor, gate_up: Tensor, of_up: bool
+) -> None:
     """`undropped`, then `gate_back`."""
-    return gate_back(undropped(grad_KNI, through, keys_KPW), gate_up_KNI)
+    gate_back(out, undropped(grad_KNI, through, keys_KPW), gate_up, of_up)
 
 
 def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:
@@ -122,13 +126,20 @@ def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> 
     return torch.where(place < num_turned, out, qkv_NHE)
 
 
-def turned_back(q_NHE: Tensor, k_NHE: Tensor, v_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    """(N, heads of q, k and v, E): gradient of what was turned."""
+def turned_back(out_NHE: Tensor, grad_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> None:
+    """Gradient of what was turned, into `out`."""
+    out_NHE.copy_(grad_NHE * cos_NE[:, None] + _swapped(grad_NHE * sin_NE[:, None]))
 
-    def back(grad: Tensor) -> Tensor:
-        return grad * cos_NE[:, None] + _swapped(grad * sin_NE[:, None])
 
-    return torch.cat([back(q_NHE), back(k_NHE), v_NHE], dim=1)
+def scales_of(codes: Tensor, scales: Tensor, offsets: Tensor, code: Tensor) -> Tensor:
+    """fp32 scales of 4-bit blocks, of scales that are quantised themselves (double quantisation, arXiv 2305.14314).
+
+    Args:
+        codes: (blocks, numbers of a block) uint8, places in `code`.
+        scales, offsets: (blocks, 1).
+        code: the 256 values of a number.
+    """
+    return (code[codes.int()] * scales + offsets).flatten()
 
 
 def _swapped(x_NHE: Tensor) -> Tensor:

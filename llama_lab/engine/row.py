@@ -71,13 +71,9 @@ class Row:
         layers = lora_layers(model, adapter_name).values()
         self.rank = max(layer.r[adapter_name] for layer in layers)
         self.dropout = max(_dropout_of(layer, adapter_name) for layer in layers)
-        lengths = self.schedule.lengths
-        self.longest = max(map(max, lengths))
+        self.longest = max(map(max, self.schedule.lengths))
         """Tokens of its longest row."""
-        self._sizes = [
-            (sum(sum(lengths[i]) for i in batch), sum(len(lengths[i]) for i in batch))
-            for batch in self.schedule.batches(self.start_step)
-        ]
+        self._sizes = self.schedule.sizes(self.start_step)
         self._num_done, self.logged_step = 0, self.start_step
         self.slot = -1
         """Where the stack has put it."""
@@ -106,7 +102,8 @@ class Row:
         if self.checkpoint is not None:
             checkpoint.load_moments(self.checkpoint, adapter, optimizer, self.slot, self.name)
         self.writer = checkpoint.Writer(self.model, self.name, adapter, optimizer, self.recorder)
-        self.layers = [i for i, layer in enumerate(_flat(adapter.layers)) if self.name in layer.lora_A]
+        own = {i: layer for i, layer in enumerate(_flat(adapter.layers)) if self.name in layer.lora_A}
+        self.layers, self.scales = list(own), [float(layer.scaling[self.name]) for layer in own.values()]
         self._micros = self._made()
         self._scope.callback(self._micros.close)
         self.recorder.begin(self.schedule.num_steps)
@@ -139,7 +136,7 @@ class Row:
     def put_keys(self, keys_PW: Tensor) -> None:
         """The dropout keys of this micro-batch, those of its own layers."""
         assert self.micro is not None
-        own = step_keys(self.settings.seed, self.micro.step, self.micro.place, len(self.layers), self.dropout)
+        own = step_keys(self.settings.seed, self.micro.step, self.micro.place, self.scales, self.dropout)
         if len(own) == len(keys_PW):
             keys_PW.copy_(own)
         else:

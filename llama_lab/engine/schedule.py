@@ -44,6 +44,11 @@ class Schedule:
         """The lines of each micro-batch after this step."""
         return [batch for window in self.windows[start_step:] for batch in window]
 
+    def sizes(self, start_step: int) -> list[tuple[int, int]]:
+        """Tokens and rows of each of these."""
+        lengths = [[self.lengths[i] for i in batch] for batch in self.batches(start_step)]
+        return [(sum(map(sum, lines)), sum(map(len, lines))) for lines in lengths]
+
     def epoch(self, step: int) -> float:
         """Passes over the rows after this step; the last step of an epoch may have fewer micro-batches."""
         epoch, before = divmod(step - 1, self.steps_per_epoch)

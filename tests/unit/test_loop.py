@@ -155,7 +155,7 @@ def network(*words):
 def losses_and_gradient(found, rows, padding=0):
     stream = stream_of([{"input_ids": row, "labels": row} for row in rows])
     tokens, starts, spans = joined([stream], size=stream.num_tokens + padding, longest=9)
-    keys = step_keys(0, 0, 0, found.num_keys, 0.4)[:, None]
+    keys = step_keys(0, 0, 0, [0.7] * found.num_keys, 0.4)[:, None]
     share = torch.tensor([1 / stream.num_learned], dtype=torch.float64)
     replay = Replay(found, record=False)
     replay.run(Batch(tokens_3KN=tokens, starts=starts, spans=spans, longest=9, keys_PKW=keys, share_K=share))
@@ -202,16 +202,16 @@ def test_rows_do_not_see_each_other():
 
 
 def test_masks_leave_out_the_share_and_differ_by_step_and_layer():
-    keys = torch.stack([step_keys(3, step, micro, 4, 0.05) for step, micro in [(0, 0), (1, 0), (0, 1)]])
+    keys = torch.stack([step_keys(3, step, micro, [1.0] * 4, 0.05) for step, micro in [(0, 0), (1, 0), (0, 1)]])
     assert len({tuple(key) for key in keys.flatten(0, 1)[:, :2].tolist()}) == 12
-    assert torch.equal(keys[1], step_keys(3, 1, 0, 4, 0.05))
+    assert torch.equal(keys[1], step_keys(3, 1, 0, [1.0] * 4, 0.05))
     masks = kept(keys.flatten(0, 1), 256, 1024).float()
     assert (1 - masks.mean(dim=(1, 2))).tolist() == pytest.approx([0.05] * 12, abs=0.003)
     assert len({tuple(mask[:2].flatten().tolist()) for mask in masks}) == 12
 
 
 def test_hashed_masks_are_not_correlated():
-    (keys,) = step_keys(7, 0, 0, 6, 0.1)[None]
+    (keys,) = step_keys(7, 0, 0, [1.0] * 6, 0.1)[None]
     left_out = 1 - kept(keys, 128, 2048).double().flatten(1)
     around = left_out - left_out.mean(dim=1, keepdim=True)
     normal = around / around.norm(dim=1, keepdim=True)

@@ -230,25 +230,23 @@ def sweep_rungs_table() -> str:
 
 
 def stacked_table() -> str:
-    """Points trained together beside the same points one by one; nothing where it has not been measured.
-
-    A row of the file: case, num_rows, tokens_per_row (of a micro-batch), alone_tokens_per_s, tokens_per_s (of all rows
-    together), predicted_gain, peak_memory_gib; card, commit, versions and command are those of the first.
-    """
+    """Stacks on a GPU beside the same runs one after the other; nothing where it has not been measured."""
     if not STACKED.exists():
         return ""
     rows = json.loads(STACKED.read_text())["rows"]
-    lines = ["| points | rows at a time | tokens a row | one by one | together | gain | predicted | peak GiB |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for row in rows:
-        gain = row["tokens_per_s"] / row["alone_tokens_per_s"]
-        lines.append(
-            f"| {row['case']} | {row['num_rows']} | {row['tokens_per_row']:,.0f} | {row['alone_tokens_per_s']:,.0f} | "
-            f"{row['tokens_per_s']:,.0f} | {gain:.2f}x | {row['predicted_gain']:.2f}x | {row['peak_memory_gib']:.1f} |"
-        )
-    first = rows[0]
+    by_case = {(row["system"], row["case"]): row for row in rows}
+    lines = ["| points x tokens of each | ranks | one by one, tokens/s | together, tokens/s | gain | peak GiB |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    stacks = [row for row in rows if row["system"] == "stack"]
+    for row in stacks:
+        alone = by_case["one after the other", row["case"]]
+        ranks = ", ".join(str(rank) for rank in sorted(set(row["ranks"])))
+        numbers = f"{alone['tokens_per_s']:,.0f} | {row['tokens_per_s']:,.0f}"
+        gain = row["tokens_per_s"] / alone["tokens_per_s"]
+        lines.append(f"| {row['case']} | {ranks} | {numbers} | {gain:.2f}x | {row['peak_memory_gib']:.1f} |")
+    first = stacks[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    source = f"Tokens/s, on one {first['card']}, at commit {first['commit']}; {versions}"
+    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}, at commit {first['commit']}; {versions}"
     return "\n".join(["", *lines, "", f"{source}: benchmarks/results/stacked.json, by `{first['command']}`.", ""])
 
 

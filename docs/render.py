@@ -246,7 +246,8 @@ def stacked_table() -> str:
         lines.append(f"| {row['case']} | {ranks} | {numbers} | {gain:.2f}x | {row['peak_memory_gib']:.1f} |")
     first = stacks[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}, at commit {first['commit']}; {versions}"
+    at = f", at commit {first['commit']}" if "commit" in first else ""
+    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at}; {versions}"
     return "\n".join(["", *lines, "", f"{source}: benchmarks/results/stacked.json, by `{first['command']}`.", ""])
 
 

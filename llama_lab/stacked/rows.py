@@ -69,13 +69,36 @@ def stacking(
             )
         return Stacking(num_rows=wanted, said=f"{wanted} rows at a time as asked for; on a CPU no gain is predicted")
     num_tokens, longest, shape = _sizes(config)
-    most = wanted or min(MOST, math.ceil(FULL / num_tokens), num_points or MOST)
-    num_rows = most
-    room = USABLE_SHARE * gpu_memory_gib(gpu)
-    if wanted is None and shape is not None:
-        fitting = largest_stack(shape, config, rank, length=longest, room_gib=room, most=most)
-        num_rows = max(range(1, fitting + 1), key=lambda rows: predicted_gain(num_tokens, rows))
-    return predicted(num_tokens, num_rows)
+    if wanted is not None:
+        return predicted(num_tokens, wanted)
+    most, room = num_points or MOST, USABLE_SHARE * gpu_memory_gib(gpu)
+    if shape is None:
+        return predicted(num_tokens, min(most, MOST))
+    if largest_stack(shape, config, rank, length=longest, room_gib=room, most=2) == 1:
+        return Stacking(num_rows=None, said=f"one by one, as two rows at a time do not fit in {room:.0f} GiB")
+    best = best_rows(shape, config, rank, num_tokens=num_tokens, length=longest, room_gib=room, most=most)
+    return predicted(num_tokens, best)
+
+
+def best_rows(
+    shape: ModelShape,
+    config: RunConfig,
+    rank: int,
+    *,
+    num_tokens: float,
+    length: int,
+    room_gib: float,
+    most: int = MOST,
+) -> int:
+    """What `auto` takes: of the rows that fit those with the largest predicted gain.
+
+    Args:
+        num_tokens: real tokens of a micro-batch of one row.
+        length: tokens of the longest row of the data.
+    """
+    most = min(most, MOST, math.ceil(FULL / num_tokens))
+    fitting = largest_stack(shape, config, rank, length=length, room_gib=room_gib, most=most)
+    return max(range(1, fitting + 1), key=lambda rows: predicted_gain(num_tokens, rows))
 
 
 def predicted(num_tokens: float, num_rows: int) -> Stacking:

@@ -105,7 +105,7 @@ class SharedBase:
                 rank=self.rank,
                 memory=row.settings.memory,
                 dropout=self.dropout,
-                paid=torch.cuda.is_available() and row.num_steps_left > SHORT_RUN,
+                paid=torch.cuda.is_available() and row.schedule.num_steps > SHORT_RUN,
                 note=row.settings.note,
             )
         try:

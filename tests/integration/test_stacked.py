@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,44 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
     assert [path.name for path in study.glob("stack-*.log")] == ["stack-1.log"]  # one base for all six
     printed = [(study / str(number) / "output.log").read_text() for number in folders(study)]
     assert [text.count("in a stack of up to 3 rows") for text in printed] == [1] * 6
+
+
+HAS_MEMORY_FOR_TWO = """
+import sys
+from llama_lab import app
+from llama_lab.stacked import host, hosts
+
+def serve(settings, channel):
+    from llama_lab.engine.stack import Stack
+
+    step = Stack.step
+
+    def step_two(self):
+        if len(self.live) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self)
+
+    Stack.step = step_two
+    host.serve(settings, channel)
+
+if __name__ == "__main__":
+    hosts.serve = serve
+    sys.exit(app.launch(["-m", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_stack_whose_memory_is_full_goes_on_with_half_of_its_rows(environment, tmp_path):
+    (tmp_path / "has_memory_for_two.py").write_text(HAS_MEMORY_FOR_TWO)
+    words = [*LEAN, "lora.r=2,4,6,8", "hydra.sweep.dir=grid", *STACKED]
+    command = [sys.executable, "has_memory_for_two.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "The stack ran out of memory with 4 rows. Its points go on from their checkpoints, 2 at a time." in done.stdout
+    )
+    results = [read_json(tmp_path / "grid" / str(number) / "result.json") for number in range(4)]
+    assert [(result["status"], result["num_steps"]) for result in results] == [("ok", 4)] * 4
 
 
 @pytest.mark.slow

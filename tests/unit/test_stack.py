@@ -360,7 +360,10 @@ def test_gradients_of_rows_with_different_dropout_are_right(base):
     rows = [[*range(5, 12)], [*range(20, 31)]]
     streams = [stream_of([{"input_ids": row, "labels": row}]) for row in rows]
     tokens, starts, spans = joined(streams, size=12, longest=11)
-    keys = torch.stack([step_keys(k, 0, 0, network.num_keys, share) for k, share in enumerate((0.5, 0.2))], dim=1)
+    own = [
+        step_keys(k, 0, 0, [scale] * network.num_keys, share) for k, (scale, share) in enumerate(((1, 0.5), (8, 0.2)))
+    ]
+    keys = torch.stack(own, dim=1)
     share_K = torch.tensor([0.5, 2.0], dtype=torch.float64)
     batch = Batch(tokens_3KN=tokens, starts=starts, spans=spans, longest=11, keys_PKW=keys, share_K=share_K)
 

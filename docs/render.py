@@ -7,19 +7,17 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+
+from render_speed import speed_cpu_table, speed_table, stacked_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
 MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
-SPEED = ROOT / "benchmarks" / "results" / "speed.json"
-SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
 HALVING = ROOT / "benchmarks" / "results" / "sweep_halving.json"
 RUNGS = ROOT / "benchmarks" / "results" / "sweep_rungs.json"
 OVERHEAD = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
 MERGE = ROOT / "benchmarks" / "results" / "merge.json"
 MERGE_ONTO = ROOT / "benchmarks" / "results" / "merge_onto.json"
-STACKED = ROOT / "benchmarks" / "results" / "stacked.json"
 STARTUP = ROOT / "benchmarks" / "results" / "startup.json"
 
 
@@ -75,63 +73,6 @@ def memory_table() -> str:
     worst = max(abs(row["relative_error"]) for row in rows)
     source = f"A Llama-2-7B-shaped model on one {rows[0]['card']}, {versions}; the largest error is {worst:.1%}"
     return "\n".join([*lines, "", f"{source}: benchmarks/results/memory.json."])
-
-
-def speed_cpu_table() -> str:
-    """Both engines on the embedded default."""
-    rows = json.loads(SPEED_CPU.read_text())["rows"]
-    lines = ["| system | tokens/s | ms a step | against TRL alone |", "|---|---:|---:|---:|"]
-    for row in rows:
-        name = {"llama_lab": "`fast`", "trl": "`standard`"}[row["system"]]
-        lines.append(f"| {name} | {row['tokens_per_s']:.0f} | {row['step_ms']:.0f} | {row['against_trl']:.2f} |")
-    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
-    card, runs = rows[0]["card"].removeprefix("none; "), len(rows[0]["runs_tokens_per_s"])
-    source = f"The embedded default, {rows[0]['tokens_per_step']:.0f} tokens a step, {card}, median of {runs} runs each"
-    return "\n".join(
-        [*lines, "", f"{source}; {versions}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`."]
-    )
-
-
-def speed_table() -> str:
-    """Our runs on a GPU beside the peers', and beside what was aimed at."""
-    rows = json.loads(SPEED.read_text())["rows"]
-    by_case = {(row["system"], row["case"]): row for row in rows}
-    lines = ["| tokens a step | trainer.memory | tokens/s | ms a step | peak GiB | aimed at | TRL | Unsloth |"]
-    lines.append("|---:|---|---:|---:|---:|---|---:|---:|")
-    for row in (row for row in rows if row["system"] == "llama_lab" and row["case"] in SPEED_TARGETS):
-        level = next(word.split("=")[1] for word in row["settings"] if word.startswith("trainer.memory"))
-        kind = ", q and v, r=8" if "q and v" in row["case"] else ""
-        peers = [_peer(row, by_case.get((name, row["case"]))) for name in ("trl", "unsloth")]
-        lines.append(
-            f"| {row['tokens_per_step']:,.0f} | `{level}`{kind} | {row['tokens_per_s']:,.0f} | {row['step_ms']:.0f} | "
-            f"{row['peak_memory_gib']:.1f} | {SPEED_TARGETS[row['case']]} | {' | '.join(peers)} |"
-        )
-    versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
-    unsloth = next(row["versions"]["unsloth"] for row in rows if row["system"] == "unsloth")
-    source = (
-        f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}, at commit {rows[0]['commit']}; {versions}; Unsloth"
-    )
-    return "\n".join([*lines, "", f"{source} {unsloth}: benchmarks/results/speed.json, by `benchmarks/speed_gpu.py`."])
-
-
-SPEED_TARGETS = {
-    "256": "8,000 tokens/s",
-    "1024": "15,000 tokens/s",
-    "2048": "17,000 tokens/s",
-    "8192": "17,000 tokens/s",
-    "1024, lean": "9,500 tokens/s, 5.0 GiB",
-    "2048, lean": "10,500 tokens/s, 5.8 GiB",
-    "8192, lean": "11,000 tokens/s, 9 GiB",
-    "1024, lean, q and v": "4.5 GiB",
-}
-"""What each case was to reach."""
-
-
-def _peer(ours: dict[str, Any], peer: dict[str, Any] | None) -> str:
-    """The peer's speed, and ours in times of it."""
-    if peer is None:
-        return "not measured" if "lean" not in ours["case"] else "-"
-    return f"{peer['tokens_per_s']:,.0f} ({ours['tokens_per_s'] / peer['tokens_per_s']:.1f}x)"
 
 
 def sweep_overhead_table() -> str:
@@ -227,28 +168,6 @@ def sweep_rungs_table() -> str:
         f"recorded final loss by {one['misfit']:.0%} ({one['recorded']} trials): benchmarks/results/sweep_rungs.json."
     )
     return "\n".join([*lines, "", said])
-
-
-def stacked_table() -> str:
-    """Stacks on a GPU beside the same runs one after the other; nothing where it has not been measured."""
-    if not STACKED.exists():
-        return ""
-    rows = json.loads(STACKED.read_text())["rows"]
-    by_case = {(row["system"], row["case"]): row for row in rows}
-    lines = ["| points x tokens of each | ranks | one by one, tokens/s | together, tokens/s | gain | peak GiB |"]
-    lines.append("|---|---|---:|---:|---:|---:|")
-    stacks = [row for row in rows if row["system"] == "stack"]
-    for row in stacks:
-        alone = by_case["one after the other", row["case"]]
-        ranks = ", ".join(str(rank) for rank in sorted(set(row["ranks"])))
-        numbers = f"{alone['tokens_per_s']:,.0f} | {row['tokens_per_s']:,.0f}"
-        gain = row["tokens_per_s"] / alone["tokens_per_s"]
-        lines.append(f"| {row['case']} | {ranks} | {numbers} | {gain:.2f}x | {row['peak_memory_gib']:.1f} |")
-    first = stacks[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    at = f", at commit {first['commit']}" if "commit" in first else ""
-    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at}; {versions}"
-    return "\n".join(["", *lines, "", f"{source}: benchmarks/results/stacked.json, by `{first['command']}`.", ""])
 
 
 BLOCKS = {

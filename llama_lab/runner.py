@@ -52,10 +52,6 @@ class _Loaded:
     run_dir: RunDir
     tracking: Tracking
     display: Display
-    tokenizer: PreTrainedTokenizerBase
-    splits: Splits
-    preferences: PreferenceTrainer | None
-    """Ready to train and to score, where the trainer is not SFT's."""
     evaluator: Evaluator
     num_params: tuple[int, int]
     """Trained, and in all."""
@@ -107,15 +103,7 @@ def _load(
     """Tokenizer, rows, base and adapter; the rows are checked before the base is loaded."""
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
-    with display.stage("Loading tokenizer and rows"):
-        tokenizer = load_tokenizer(config.model)
-        splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
-        findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
-    sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
-    display.note(f"Rows ({splits.format}): {sizes}")
-    for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:
-        display.note(f"Note: {note}.")
-    stop_on_failure(findings)
+    tokenizer, splits = _rows(config, display)
     with display.stage("Loading and quantising the base"):
         adapted = backend.adapted(config, tokenizer)
     if adapted.note:
@@ -123,14 +111,13 @@ def _load(
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     config, num_params = replace(config, trainer=trainer), count_params(adapted.model, adapted.adapter_name)
-    preferences = _preferences(config, run_dir, adapted.model, tokenizer, splits)
     evaluator = Evaluator(
         config=config,
         model=adapted.model,
         adapter_name=adapted.adapter_name,
         tokenizer=tokenizer,
         splits=splits,
-        preferences=preferences,
+        preferences=_preferences(config, run_dir, adapted.model, tokenizer, splits),
     )
     return _Loaded(
         config=config,
@@ -140,13 +127,24 @@ def _load(
         run_dir=run_dir,
         tracking=tracking,
         display=display,
-        tokenizer=tokenizer,
-        splits=splits,
-        preferences=preferences,
         evaluator=evaluator,
         num_params=num_params,
         listeners=listeners,
     )
+
+
+def _rows(config: RunConfig, display: Display) -> tuple[PreTrainedTokenizerBase, Splits]:
+    """The tokenizer, and the rows once they are checked."""
+    with display.stage("Loading tokenizer and rows"):
+        tokenizer = load_tokenizer(config.model)
+        splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
+        findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
+    sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
+    display.note(f"Rows ({splits.format}): {sizes}")
+    for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:
+        display.note(f"Note: {note}.")
+    stop_on_failure(findings)
+    return tokenizer, splits
 
 
 def _preferences(
@@ -188,18 +186,18 @@ def _stages(loaded: _Loaded) -> tuple[Result, list[report.Sample]]:
 
 
 def _fit(loaded: _Loaded) -> FitResult:
-    config, run_dir, splits, adapted = loaded.config, loaded.run_dir, loaded.splits, loaded.adapted
+    config, run_dir, adapted, evaluator = loaded.config, loaded.run_dir, loaded.adapted, loaded.evaluator
     start_step = step_of(last_checkpoint(run_dir.checkpoints))
     run_dir.rewind_metrics(start_step)
     memory, note = loaded.backend.memory(config, adapted, loaded.longest_row)
     if note:
         loaded.display.note(f"{note}.")
     settings = _fit_settings(config, run_dir, adapted.engine, memory, loaded.display.note)
-    listeners, held_out = Listeners(loaded.tracking, loaded.display, *loaded.listeners), loaded.evaluator.held_out
-    if loaded.preferences:
-        return loaded.preferences.fit(settings, listeners, held_out)
-    rows = training_rows(splits.train.tokens, config.dataset)
-    return loaded.backend.fit(adapted, loaded.tokenizer, rows, settings, listeners, held_out)
+    listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
+    if evaluator.preferences:
+        return evaluator.preferences.fit(settings, listeners, evaluator.held_out)
+    rows = training_rows(evaluator.splits.train.tokens, config.dataset)
+    return loaded.backend.fit(adapted, evaluator.tokenizer, rows, settings, listeners, evaluator.held_out)
 
 
 def _fit_settings(
@@ -241,7 +239,7 @@ def _measure_before(loaded: _Loaded) -> Measurement | None:
 def _save(loaded: _Loaded) -> None:
     with loaded.run_dir.replacing(loaded.run_dir.adapter) as folder:
         save_adapter(loaded.adapted.model, loaded.adapted.adapter_name, folder)
-        loaded.tokenizer.save_pretrained(folder)
+        loaded.evaluator.tokenizer.save_pretrained(folder)
         loaded.adapted.model.generation_config.save_pretrained(folder)
 
 

@@ -46,7 +46,6 @@ class StackSettings:
     log: Path
     """What libraries print, and the log lines of the stack itself."""
     env: dict[str, str]
-    num_threads: int | None = None
 
 
 class Full(BaseException):
@@ -122,13 +121,9 @@ class _Host:
         from llama_lab.process import prepare, quiet_libraries
 
         prepare(order.config)
-        import torch
-
         from llama_lab.stacked.shared import SharedBase
         from llama_lab.stacked.turns import Globals
 
-        if self.settings.num_threads:
-            torch.set_num_threads(self.settings.num_threads)
         quiet_libraries(order.config)
         s = self.settings
         self.shared = SharedBase(num_rows=s.num_rows, rank=s.rank, dropout=s.dropout)

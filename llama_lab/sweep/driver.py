@@ -184,6 +184,17 @@ def make_driver(
         num_threads=threads_of(num_slots) if kind in ON_THIS_MACHINE and not stacks else None,
         stacks=stacks,
     )
+    return Driver(
+        study=study,
+        launchers=_launchers(launch, task, num_slots),
+        words_of=words_of,
+        in_process=kind in (BASIC, STACKED),
+        gives_gpus=kind in ON_THIS_MACHINE and "CUDA_VISIBLE_DEVICES" not in launch.tree.hydra.job.env_set,
+        stacks=stacks,
+    )
+
+
+def _launchers(launch: Launch, task: TrialTask, num_slots: int) -> list[Launcher]:
     plugins = Plugins.instance()
     launchers = [
         plugins.instantiate_launcher(hydra_context=launch.context, task_function=task, config=launch.tree)
@@ -193,14 +204,7 @@ def make_driver(
         from llama_lab.sweep.rays import start_ray
 
         start_ray(launchers[0].ray_cfg)
-    return Driver(
-        study=study,
-        launchers=launchers,
-        words_of=words_of,
-        in_process=kind in (BASIC, STACKED),
-        gives_gpus=kind in ON_THIS_MACHINE and "CUDA_VISIBLE_DEVICES" not in launch.tree.hydra.job.env_set,
-        stacks=stacks,
-    )
+    return launchers
 
 
 def _stacks(design: Design, launch: Launch, note: Callable[[str], None], *, offline: bool) -> Stacks:

@@ -3,6 +3,7 @@
     python -m benchmarks.speed_gpu BASE                          # our runs; one JSON line a case
     python -m benchmarks.speed_gpu BASE --peers FOLDER           # TRL's and Unsloth's, by FOLDER/bench.py
     python -m benchmarks.speed_gpu BASE --sweep                  # over tokens a step, rank and quant type
+    python -m benchmarks.speed_gpu BASE --first-step             # seconds from the command to the first step, twice
 
 BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
 Rows are random words whose lengths are spread as those of chats (log-normal, about 290 tokens a row), packed; real
@@ -95,12 +96,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="folder of a checkpoint")
     parser.add_argument("--peers", type=Path, help="folder with bench.py: measure the peers, not us")
-    parser.add_argument("--only", default="", help="the system or case to measure, such as trl")
+    parser.add_argument("--only", default="", help="the system, the case or both, such as 'trl 8192'")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
     parser.add_argument("words", nargs="*", help="more settings for our runs")
     args = parser.parse_intermixed_args()
-    rows = peer_rows(args) if args.peers else our_rows(args)
+    rows = peer_rows(args) if args.peers else first_steps(args) if args.first_step else our_rows(args)
     for row in rows:
         print(json.dumps(row), flush=True)
         add(args.out, row)
@@ -172,7 +174,7 @@ def between(metrics: Path) -> dict[str, float]:
 def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each run of a peer; one that fails is printed and left out."""
     for case, system, settings in PEERS:
-        if args.only not in (system, case, ""):
+        if args.only not in (system, case, f"{system} {case}", ""):
             continue
         command = [sys.executable, "bench.py", system, args.base, *settings, "steps=16", "warm=6"]
         done = subprocess.run(command, cwd=args.peers, capture_output=True, text=True)
@@ -192,6 +194,34 @@ def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "settings": settings,
             "command": "python -m benchmarks.speed_gpu BASE --peers FOLDER",
         }
+
+
+def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The command as a process, twice: with a compile cache of its own that is empty, then with what the first left."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder) / "rows.jsonl", 1024, LAST + 4)
+        words = [*WORDS, f"model.name={args.base}", f"dataset.path={folder}/rows.jsonl", *ALL_LINEAR, *packed(1024)]
+        command = [sys.executable, "-m", "llama_lab", *words, "trainer.logging_steps=1", *args.words]
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+        for cache in ("cold", "warm"):
+            out, began = Path(folder) / cache, time.monotonic()
+            process = subprocess.Popen([*command, f"hydra.run.dir={out}"], env=env, stdout=sys.stderr)
+            while process.poll() is None and "train/loss" not in _text(out / "metrics.jsonl"):
+                time.sleep(0.05)
+            seconds = time.monotonic() - began
+            process.wait()
+            yield {
+                "case": f"first step, compile cache {cache}",
+                "system": "llama_lab",
+                **head(),
+                "until_first_step_s": round(seconds, 1),
+                "settings": words,
+                "command": "python -m benchmarks.speed_gpu BASE --first-step",
+            }
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def head() -> dict[str, Any]:

@@ -188,7 +188,8 @@ def _stepped(stack: Any, rows: list[Any]) -> tuple[list[float], list[int]]:
     """When each micro-step was done, and the real tokens of it."""
     import torch
 
-    times, counts = [], []
+    times: list[float] = []
+    counts: list[int] = []
     while not stack.is_empty:
         counts.append(sum(row.micro.stream.num_tokens for row in rows if row.micro))
         stack.step()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llama_lab.engine.adapter import Matrices
 from llama_lab.engine.frozen import Frozen
+from llama_lab.engine.kernels import add_thinned
 
 IntoA = list[Tensor] | None
 """(K, N, D) for each adapted layer of a projection; None where all read the input as it is."""
@@ -47,12 +48,17 @@ class Projection:
         Args:
             into_a: what goes into the A of each layer where there is dropout; None where that is x.
         """
-        y_KNO = (x_KND.flatten(0, 1) @ self.frozen.weight().t()).unflatten(0, x_KND.shape[:2])
-        low_KPNR = self.low(x_KND, into_a)
-        if low_KPNR is not None:
-            b_KOR = self.work.first(len(x_KND)).b_KOR
-            for i, place in enumerate(self.places):
-                y_KNO[..., place].baddbmm_(low_KPNR[:, i], b_KOR[i].transpose(1, 2))
+        low_KPNR, x, num_outputs = self.low(x_KND, into_a), x_KND.flatten(0, 1), sum(self.frozen.sizes)
+        if low_KPNR is None:
+            return (x @ self.frozen.weight().t()).unflatten(0, x_KND.shape[:2]), None
+        y_KNO = x_KND.new_empty(*x_KND.shape[:2], num_outputs)
+        if sum(place.stop - place.start for place in self.places) < num_outputs:
+            y_KNO.zero_()
+        b_KOR = self.work.first(len(x_KND)).b_KOR
+        for i, place in enumerate(self.places):
+            torch.bmm(low_KPNR[:, i], b_KOR[i].transpose(1, 2), out=y_KNO[..., place])
+        # last, since the large product reads what it adds to at no cost
+        y_KNO.flatten(0, 1).addmm_(x, self.frozen.weight().t())
         return y_KNO, low_KPNR
 
     def low(self, x_KND: Tensor, into_a: IntoA) -> Tensor | None:
@@ -93,18 +99,17 @@ class Projection:
         for i, x_i in enumerate(into_a):
             torch.bmm(grad_low_KPNR[:, i].transpose(1, 2), x_i, out=grad_a[:, i])
 
-    def backward_x(
-        self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, *, dropout: bool
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """Gradient of x through the base, and what comes through each A, which dropout has still to pass."""
+    def backward_x(self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, keys_KPW: Tensor | None) -> Tensor:
+        """Gradient of x."""
         grad_KND = (grad_KNO.flatten(0, 1) @ self.frozen.weight()).unflatten(0, grad_KNO.shape[:2])
         if grad_low_KPNR is None:
-            return grad_KND, None
+            return grad_KND
         a_KPRD = self.work.first(len(grad_KNO)).a_KPRD
-        if dropout:
-            return grad_KND, [torch.bmm(grad_low_KPNR[:, i], a_KPRD[:, i]) for i in range(self.num_adapted)]
-        low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)
-        return grad_KND.baddbmm_(low, a_KPRD.flatten(1, 2)), None
+        if keys_KPW is None:
+            low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)
+            return grad_KND.baddbmm_(low, a_KPRD.flatten(1, 2))
+        add_thinned(grad_KND, grad_low_KPNR, a_KPRD, keys_KPW)
+        return grad_KND
 
     def _scaled(self, low_KPNR: Tensor) -> Tensor:
         if self.dropout:  # the dropout keys have scaled what goes into A

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llama_lab.engine.adapted import IntoA, Projection
+from llama_lab.engine.kernels import gate_back
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.rows import RowBounds, attend
 
@@ -131,9 +132,8 @@ class Block:
             hidden, into_a, _ = self._gate_again(gate_up, keys_down)
             self.down.backward_a(grad_low, hidden, into_a)
             del hidden, into_a
-        grad_hidden, through = self.down.backward_x(grad, grad_low, dropout=keys_down is not None)
-        grad_gate_up = self._gate_back(grad_hidden, through, keys_down, gate_up)
-        del grad_hidden, through, gate_up
+        grad_gate_up = gate_back(self.down.backward_x(grad, grad_low, keys_down), gate_up)
+        del gate_up
         return self._branch_back("mlp", self.gate_up, grad_gate_up, low_gate_up, keys_mlp, saved.x_mlp, 1, grad)
 
     def _attention_back(self, grad: Tensor, saved: Saved, step: Step, *, need_x: bool) -> Tensor | None:
@@ -149,9 +149,7 @@ class Block:
             del flat, into_a
         if not need_x and not self.qkv.num_adapted:
             return None
-        grad_flat, through = self.out.backward_x(grad, grad_low, dropout=keys_out is not None)
-        if through is not None:
-            grad_flat = self.pieces("undropped", "out")(grad_flat, through, keys_out)
+        grad_flat = self.out.backward_x(grad, grad_low, keys_out)
         grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
         saved.attended = saved.qkv = None
         grad_qkv = self._turn_back(grads, step).view(*grad.shape[:2], -1)
@@ -180,11 +178,8 @@ class Block:
             projection.backward_a(grad_low, None, again(x, weight, eps, keys_KPW))
         if not need_x:
             return None
-        grad_x, through = projection.backward_x(grad_out, grad_low, dropout=keys_KPW is not None)
-        if through is None:
-            return self.pieces("norm_back")(grad_x, x, weight, eps, residual)
-        back = self.pieces("undropped_norm_back", name)
-        return back(grad_x, through, keys_KPW, x, weight, eps, residual)
+        grad_x = projection.backward_x(grad_out, grad_low, keys_KPW)
+        return self.pieces("norm_back")(grad_x, x, weight, eps, residual)
 
     def _enter(
         self, name: str, projection: Projection, x: Tensor, delta: Tensor | None, norm: Any, keys_KPW: Tensor | None
@@ -205,18 +200,6 @@ class Block:
         if keys_KPW is None:
             return self.pieces("gated")(gate_up), None, None
         return *self.pieces("gated_dropped")(gate_up, keys_KPW), keys_KPW
-
-    def _gate_back(
-        self, grad: Tensor, through: list[Tensor] | None, keys_KPW: Tensor | None, gate_up: Tensor
-    ) -> Tensor:
-        out = torch.empty_like(gate_up)
-        for half, place in zip(out.chunk(2, dim=-1), ("gate", "up"), strict=True):
-            if through is None:
-                self.pieces("gate_back", place)(half, grad, gate_up, place == "up")
-            else:
-                back = self.pieces("undropped_gate_back", place)
-                back(half, grad, through, keys_KPW, gate_up, place == "up")
-        return out
 
     def _turn(self, qkv: Tensor, step: Step) -> list[Tensor]:
         heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)

@@ -37,14 +37,6 @@ def dropped(x_KND: Tensor, keys_KPW: Tensor) -> list[Tensor]:
     return [thinned(x_KND, keys_KPW[:, i]) for i in range(keys_KPW.shape[1])]
 
 
-def undropped(grad_KND: Tensor, through: list[Tensor], keys_KPW: Tensor) -> Tensor:
-    """The gradient of x from the base and from each A."""
-    out = grad_KND.to(_wide(grad_KND))
-    for i, grad_i in enumerate(through):
-        out = out + thinned(grad_i.to(out.dtype), keys_KPW[:, i])
-    return out.to(grad_KND.dtype)
-
-
 def added_normed(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual stream, and what a branch reads of it."""
     x = added(x, delta)
@@ -73,19 +65,6 @@ def norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Ten
     return out.to(x.dtype) if residual is None else (out + residual).to(x.dtype)
 
 
-def undropped_norm_back(
-    grad_KND: Tensor,
-    through: list[Tensor],
-    keys_KPW: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    residual: Tensor | None,
-) -> Tensor:
-    """`undropped`, then `norm_back`."""
-    return norm_back(undropped(grad_KND, through, keys_KPW), x, weight, eps, residual)
-
-
 def gated(gate_up: Tensor) -> Tensor:
     """``silu(gate) · up`` (arXiv 2002.05202) of (..., 2 I), gate first."""
     gate, up = gate_up.chunk(2, dim=-1)
@@ -96,23 +75,6 @@ def gated_dropped(gate_up_KNI: Tensor, keys_KPW: Tensor) -> tuple[Tensor, list[T
     """`gated`, and what goes into the A of the layer behind it."""
     out = gated(gate_up_KNI)
     return out, dropped(out, keys_KPW)
-
-
-def gate_back(out: Tensor, grad: Tensor, gate_up: Tensor, of_up: bool) -> None:
-    """Gradient of gate or of up into `out`, (..., I).
-
-    One half at a call: the compiler would make both in one kernel only by computing, and reading, all of it twice.
-    """
-    gate, up = (part.to(_wide(part)) for part in gate_up.chunk(2, dim=-1))
-    sigmoid, g = torch.sigmoid(gate), grad.to(_wide(grad))
-    out.copy_(g * gate * sigmoid if of_up else g * up * sigmoid * (1 + gate * (1 - sigmoid)))
-
-
-def undropped_gate_back(
-    out: Tensor, grad_KNI: Tensor, through: list[Tensor], keys_KPW: Tensor, gate_up: Tensor, of_up: bool
-) -> None:
-    """`undropped`, then `gate_back`."""
-    gate_back(out, undropped(grad_KNI, through, keys_KPW), gate_up, of_up)
 
 
 def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:

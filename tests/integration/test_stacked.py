@@ -1,5 +1,6 @@
 """Stacked sweeps by their real commands, on a CPU: grids, studies, kills, and points that go elsewhere."""
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from llama_lab.runner import run
 
 from .conftest import read_json, steps_logged
 from .studies import LEAN, RANK, STUDY, folders, trials
+from .wandb_reader import read_offline_run
 
 STACKED = ["hydra/launcher=stacked", "hydra.launcher.rows=4"]
 GRID = [*LEAN, "lora.r=4,8", "quant=nf4,none,int8", "trainer.logging_steps=1", "hydra.sweep.dir=grid"]
@@ -119,7 +121,7 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
     points = f"hydra.sweeper.baselines=[{','.join(f'{{trainer.learning_rate: {rate}}}' for rate in rates)}]"
     words = [*LEAN, "trainer.learning_rate=choice(1e-2,1e38,1e-7,1e-8)", points, "hydra.sweeper.n_trials=6"]
     words += ["hydra/sweeper/pruner=successive_halving", "dataset.max_train_rows=64", "trainer.logging_steps=1"]
-    words += ["hydra.sweeper.max_failure_rate=1", "hydra/launcher=stacked", "hydra.launcher.rows=3"]
+    words += ["hydra.sweeper.max_failure_rate=1", "hydra/launcher=stacked", "hydra.launcher.rows=3", "tracking=wandb"]
     done = lab(*STUDY, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     study = tmp_path / "outputs" / "study"
@@ -132,6 +134,14 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
     assert [path.name for path in study.glob("stack-*.log")] == ["stack-1.log"]  # one base for all six
     printed = [(study / str(number) / "output.log").read_text() for number in folders(study)]
     assert [text.count("in a stack of up to 3 rows") for text in printed] == [1] * 6
+    for row in rows:
+        folder = study / row["trial"]
+        run = read_offline_run(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
+        assert run.name.startswith(f"#{row['trial']} ")
+        assert run.exit_code == (row["state"] == "failed")
+        logged = [{key: value for key, value in line.items() if value is not None} for line in metrics_of(folder)]
+        kept = [{key: told[key] for key in line} for line, told in zip(logged, run.history, strict=False)]
+        assert kept == logged  # what a row tells goes into its own run alone
 
 
 HAS_MEMORY_FOR_TWO = """
@@ -190,13 +200,17 @@ def test_rows_go_on_from_their_checkpoints_after_kills(lab, tmp_path):
     assert process.returncode == 0, out + err
     assert "The stack of 4 rows was killed by SIGKILL. Its points go on from their checkpoints, 2 at a time." in out
     rows = trials(study)
-    assert [row["state"] for row in rows] == ["done"] * NUM_TRIALS
+    assert [(row["state"], row["deaths"]) for row in rows] == [("done", "0")] * NUM_TRIALS
     assert folders(study) == list(range(NUM_TRIALS))
     printed = [(study / str(number) / "output.log").read_text() for number in range(NUM_TRIALS)]
     assert any("Going on from the checkpoint" in text for text in printed)
     assert [text.count("Adapter: ") for text in printed] == [1] * NUM_TRIALS  # each has ended once
     for number in range(NUM_TRIALS):
         assert [step for step in steps_logged(study / str(number)) if step] == [*range(1, NUM_STEPS + 1), NUM_STEPS]
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def when(process: subprocess.Popen, holds: Callable[[], bool]) -> None:

@@ -6,9 +6,10 @@ python docs/render.py
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
-from render_speed import speed_cpu_table, speed_table, stacked_table
+from render_speed import SPEED_H200, learning_table, speed_cpu_table, speed_table, stacked_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
@@ -176,6 +177,8 @@ BLOCKS = {
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
     "speed": speed_table,
+    "speed_h200": partial(speed_table, SPEED_H200),
+    "learning": learning_table,
     "sweep_rungs": sweep_rungs_table,
     "speed_cpu": speed_cpu_table,
     "sweep_overhead": sweep_overhead_table,
@@ -184,14 +187,7 @@ BLOCKS = {
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = (
-    "README.md",
-    "docs/taking_away.md",
-    "docs/planning.md",
-    "docs/searching.md",
-    "docs/speed.md",
-    "docs/stacked.md",
-)
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("taking_away", "planning", "searching", "speed", "stacked")))
 
 
 def rendered(text: str) -> str:

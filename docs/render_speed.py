@@ -1,13 +1,16 @@
 """The tables of speed that docs/render.py writes."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"
+SPEED_H200 = SPEED.with_name("speed_h200.json")
+LEARNING = SPEED.with_name("learning.json")
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
-STACKED = ROOT / "benchmarks" / "results" / "stacked.json"
+STACKED = SPEED.with_name("stacked.json")
 
 
 def speed_cpu_table() -> str:
@@ -25,9 +28,9 @@ def speed_cpu_table() -> str:
     )
 
 
-def speed_table() -> str:
+def speed_table(file: Path = SPEED) -> str:
     """Our runs on a GPU beside the peers', and beside what was aimed at."""
-    rows = json.loads(SPEED.read_text())["rows"]
+    rows = json.loads(file.read_text())["rows"]
     by_case = {(row["system"], row["case"]): row for row in rows}
     lines = ["| tokens a step | trainer.memory | tokens/s | ms a step | peak GiB | aimed at | TRL | Unsloth |"]
     lines.append("|---:|---|---:|---:|---:|---|---:|---:|")
@@ -41,10 +44,33 @@ def speed_table() -> str:
         )
     versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
     unsloth = next(row["versions"]["unsloth"] for row in rows if row["system"] == "unsloth")
-    source = (
-        f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}, at commit {rows[0]['commit']}; {versions}; Unsloth"
-    )
-    return "\n".join([*lines, "", f"{source} {unsloth}: benchmarks/results/speed.json, by `benchmarks/speed_gpu.py`."])
+    source = f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}; {versions}; Unsloth {unsloth}"
+    where = f"benchmarks/results/{file.name}, by `benchmarks/speed_gpu.py`"
+    return "\n".join([*lines, "", f"{source}. Ours at {_commits(rows)}: {where}."])
+
+
+def _commits(rows: list[dict[str, Any]]) -> str:
+    """The commit of most of our rows, and of which cases others are."""
+    ours = [row for row in rows if row["system"] == "llama_lab" and row["case"] in SPEED_TARGETS]
+    by_commit: dict[str, list[str]] = {}
+    for row in ours:
+        by_commit.setdefault(row["commit"], []).append(row["case"])
+    (most, _), *others = sorted(by_commit.items(), key=lambda item: -len(item[1]))
+    said = "".join(f'; "{"; ".join(cases)}" at {commit}' for commit, cases in others)
+    return f"commit {most}{said}"
+
+
+def learning_table() -> str:
+    """Both engines on the same rows with the same seed."""
+    fast, standard = json.loads(LEARNING.read_text())["rows"]
+    num = min(len(fast["losses"]), len(standard["losses"]))
+    lines = ["| mean training loss of steps | fast | standard |", "|---|---:|---:|"]
+    edges = [0, 5, 10, 20, 40, 80, num]
+    for start, end in itertools.pairwise(edges):
+        numbers = [sum(row["losses"][start:end]) / (end - start) for row in (fast, standard)]
+        lines.append(f"| {start + 1} to {end} | {numbers[0]:.4f} | {numbers[1]:.4f} |")
+    source = f"The embedded default on {fast['card']}, seed 0, commit {fast['commit']}"
+    return "\n".join([*lines, "", f"{source}: benchmarks/results/learning.json, by `python -m benchmarks.learning`."])
 
 
 SPEED_TARGETS = {

@@ -84,13 +84,15 @@ class FastRun:
     def workspace(self) -> int:
         """The widest moment of a block's backward pass, and the weights made whole for a product."""
         s, n = self.shape, self.num_tokens
-        is_kept = self.memory is Memory.fast or self.config.quant.type is QuantType.none
-        at_once = 3 if self.memory is Memory.lean else 2  # gate and up; lean holds them beside down
-        whole = 0 if is_kept else BF16 * at_once * s.intermediate_size * s.hidden_size
-        mlp = n * BF16 * (4 * s.intermediate_size + 3 * s.hidden_size)
         rows = self.num_rows * self.config.trainer.per_device_train_batch_size + 1
         attention = (n + FLASH_BLOCK * rows) * FP32 * s.q_size + n * BF16 * (4 * s.q_size + 4 * s.kv_size)
-        return whole + max(mlp, attention)
+        is_kept = self.memory is Memory.fast or self.config.quant.type is QuantType.none
+        whole = 0 if is_kept else BF16 * s.intermediate_size * s.hidden_size
+        held = 2 * whole if self.memory is Memory.lean else 0  # gate and up, from recomputation on
+        behind_down = held + whole + n * BF16 * (s.intermediate_size + 2 * s.hidden_size)
+        behind_gate = held + n * BF16 * (3 * s.intermediate_size + 2 * s.hidden_size)
+        behind_mlp = 2 * whole + n * BF16 * (2 * s.intermediate_size + 3 * s.hidden_size)
+        return max(attention, behind_down, behind_gate, behind_mlp)
 
     def _kept(self) -> int:
         """Of one token in one block."""

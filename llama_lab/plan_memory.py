@@ -97,7 +97,7 @@ def _stacked(made: Plan, card: Card) -> str:
     r, length = made.config.lora.r, _length(made)
     rows = best_rows(made.shape, made.config, r, num_tokens=num_tokens, length=length, room_gib=card.usable_gib)
     gain = predicted_gain(num_tokens, rows)
-    return f"{rows} ({gain:.1f}x)" if gain >= WORTH_IT else "-"
+    return f"{rows} ({gain:.2f}x)" if gain >= WORTH_IT else "-"
 
 
 def _advice(made: Plan, card: Card) -> str:

@@ -14,35 +14,36 @@ from llama_lab.compose import compose_words
 from llama_lab.errors import ConfigError
 from llama_lab.memory import estimate_fast
 from llama_lab.params import SHAPES
-from llama_lab.stacked.gain import FULL, MEASURED, WORTH_IT, predicted_gain, tokens_per_s
+from llama_lab.stacked.gain import FULL, WORTH_IT, predicted_gain, step_ms
 from llama_lab.stacked.kind import kind_of
 from llama_lab.stacked.rows import check_rows, largest_stack, predicted, stacking
 from llama_lab.stacked.turns import Globals, Turn
 
-SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "speed.json"
+MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "stacked.json"
 SHAPE = SHAPES["llama2_7b"]
 
 
-def test_the_speeds_are_those_that_were_measured():
-    rows = {row["case"]: row for row in json.loads(SPEED.read_text())["rows"] if row["system"] == "llama_lab"}
-    found = [(round(rows[case]["tokens_per_step"]), round(rows[case]["tokens_per_s"])) for case in SPEED_CASES]
-    assert tuple(found) == MEASURED
-    for num_tokens, speed in MEASURED:
-        assert tokens_per_s(num_tokens) == pytest.approx(speed)
-
-
-SPEED_CASES = ("256", "1024", "2048", "8192")
+def test_predictions_are_near_what_was_measured():
+    rows = json.loads(MEASURED.read_text())["rows"]
+    alone = {row["case"]: row for row in rows if row["system"] == "one after the other"}
+    stacks = [row for row in rows if row["system"] == "stack"]
+    assert stacks
+    for row in stacks:
+        num_rows = len(row["ranks"])
+        num_tokens = row["tokens_per_step"] / num_rows
+        assert step_ms(num_tokens, num_rows) == pytest.approx(row["step_ms"], rel=0.05)
+        measured = row["tokens_per_s"] / alone[row["case"]]["tokens_per_s"]
+        assert predicted_gain(num_tokens, num_rows) == pytest.approx(measured, rel=0.05)
 
 
 def test_short_rows_gain_and_full_gpus_do_not():
     assert predicted_gain(256, 1) == 1
-    assert predicted_gain(256, 8) > 2
-    assert predicted_gain(256, 8) > predicted_gain(256, 4) > predicted_gain(1024, 4) > WORTH_IT
+    assert predicted_gain(64, 8) > predicted_gain(256, 8) > predicted_gain(256, 4) > predicted_gain(512, 4) > WORTH_IT
     assert predicted_gain(FULL, 4) < WORTH_IT
     assert predicted(FULL, 4).num_rows is None
     assert "one by one" in predicted(FULL, 4).said
     assert predicted(256, 8).num_rows == 8
-    assert "predicted gain 2." in predicted(256, 8).said
+    assert "predicted gain 1.3" in predicted(256, 8).said
 
 
 @pytest.mark.parametrize("rows", [0, -1, "eight", 2.5, True, None, [4]])
@@ -68,8 +69,8 @@ def test_the_tokens_of_a_row_are_counted_before_a_gpu_gets_it():
     )
     assert short.num_rows == 4
     assert "4 rows at a time, predicted gain" in short.said
-    assert float(short.said.split("predicted gain ")[1].split("x")[0]) > 2
-    assert full.num_rows is None or "predicted gain 1." in full.said
+    assert float(short.said.split("predicted gain ")[1].split("x")[0]) > 1.1
+    assert full.num_rows is None
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,23 @@ def test_a_stack_takes_its_base_once_and_the_rest_for_each_row():
     assert one.adapter == pytest.approx(2 * alone.adapter)  # padded from rank 16 to 32
 
 
+def test_the_memory_of_a_stack_is_what_was_measured():
+    for row in json.loads(MEASURED.read_text())["rows"]:
+        if row["system"] != "stack":
+            continue
+        length = int(row["case"].split(" x ")[1].split(",")[0])
+        words = ["model=llama2_7b", "lora.r=8", "trainer.per_device_train_batch_size=1"]
+        found = estimate_fast(
+            SHAPE,
+            compose_words(words),
+            Memory(row["memory"]),
+            length=length,
+            num_rows=len(row["ranks"]),
+            rank=max(row["ranks"]),
+        )
+        assert found.total == pytest.approx(row["peak_memory_gib"], rel=0.05)
+
+
 def test_as_many_rows_as_fit():
     config = compose_words(["model=llama2_7b", "trainer.per_device_train_batch_size=4"])
 

@@ -36,6 +36,7 @@ from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
 from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
+from llama_lab.stacked.launcher import TARGET as STACKED_LAUNCHER
 from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
@@ -75,6 +76,10 @@ class CheckFirst(Callback):
                 raise missing_launcher("ray")  # its YAML is ours, so that Hydra finds it in any case
             folder = _folder(config.hydra.sweep.dir, "hydra.sweep.dir")
             check_run_folder(folder, Resume.auto, "hydra.sweep.dir")
+            if config.hydra.launcher._target_ == STACKED_LAUNCHER:
+                from llama_lab.stacked.rows import check_rows
+
+                check_rows(config.hydra.launcher.rows)
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
                 words = [w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")]
                 words += [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

@@ -34,6 +34,8 @@ from llama_lab.choices import (
 from llama_lab.errors import ConfigError, check_range, did_you_mean
 from llama_lab.own_settings import check_own
 
+OWN_ADAPTER = "default"
+"""PEFT's name of an adapter that has its model for itself."""
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a Llama decoder block; their names are the legal LoRA targets."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.choices import TrainerName
-from llama_lab.config import LLAMA_LINEAR, LoraSettings, RunConfig
+from llama_lab.config import LLAMA_LINEAR, OWN_ADAPTER, LoraSettings, RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.reward_model import REWARD_MODULES, is_reward_adapter
@@ -52,16 +52,24 @@ def check_adapter(config: RunConfig) -> None:
         )
 
 
-def continue_adapter(base: PreTrainedModel, name: str) -> PeftModel:
+def continue_adapter(base: PreTrainedModel | PeftModel, name: str, adapter_name: str = OWN_ADAPTER) -> PeftModel:
     """The base with the adapter, ready to be trained further.
 
+    Args:
+        base: may hold adapters for the same layers already; the new one is then the active one.
+        name: model.adapter.
     Raises:
         ModelError: PEFT cannot load it.
     """
     from peft import PeftModel
 
+    folder = str(adapter_folder(name))
     try:
-        return PeftModel.from_pretrained(base, str(adapter_folder(name)), is_trainable=True)
+        if not isinstance(base, PeftModel):
+            return PeftModel.from_pretrained(base, folder, adapter_name=adapter_name, is_trainable=True)
+        base.load_adapter(folder, adapter_name, is_trainable=True)
+        base.set_adapter(adapter_name)
+        return base
     except Exception as error:
         raise ModelError(f"model.adapter={name} does not load: {' '.join(str(error).split())[:300]}") from error
 

@@ -122,7 +122,8 @@ def nearest_key(key: str) -> str | None:
         return same_leaf[0] if same_leaf else nearest(key, keys)
     if leaf in ALIASES:
         return ALIASES[leaf]
-    keys = [*known_keys(), "hydra.run.dir", "hydra.sweep.dir", "hydra.launcher", "hydra.sweeper", "experiment"]
+    keys = [*known_keys(), "hydra.run.dir", "hydra.sweep.dir", "experiment"]
+    keys += ["hydra.launcher", "hydra.launcher.rows", "hydra.sweeper"]
     same_leaf = [k for k in keys if "." in k and k.split(".")[-1] == leaf and not k.startswith("model.")]
     return same_leaf[0] if same_leaf else nearest(key, keys)
 

@@ -5,7 +5,7 @@ Measured beside the prediction: benchmarks/speed.py, whose cases hold both. Noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llama_lab.activations import FP32
@@ -28,12 +28,21 @@ class FastRun:
     config: RunConfig
     memory: Memory
     num_tokens: int
-    """Of a micro-batch."""
+    """Of a micro-batch, of all rows of a stack."""
+    num_rows: int = 1
+    """Adapters that are trained together on the base."""
+    rank: int | None = None
+    """To which the adapters of a stack are padded; None is lora.r."""
+
+    @property
+    def r(self) -> int:
+        """Rank of each adapter as it lies in memory."""
+        return self.rank or self.config.lora.r
 
     @cached_property
     def adapter(self) -> int:
-        """Numbers of A and B."""
-        return sum(adapter_tensors(self.shape, self.config.lora))
+        """Numbers of A and B of all adapters."""
+        return self.num_rows * sum(adapter_tensors(self.shape, replace(self.config.lora, r=self.r)))
 
     @property
     def dense_base(self) -> int:
@@ -75,7 +84,7 @@ class FastRun:
     def workspace(self) -> int:
         """The widest moment of a block's backward pass, and the weights made whole for a product."""
         s, n = self.shape, self.num_tokens
-        rows = self.config.trainer.per_device_train_batch_size + 1
+        rows = self.num_rows * self.config.trainer.per_device_train_batch_size + 1
         attention = (n + FLASH_BLOCK * rows) * FP32 * s.q_size + n * BF16 * (4 * s.q_size + 4 * s.kv_size)
         is_kept = self.memory is Memory.fast or self.config.quant.type is QuantType.none
         whole = 0 if is_kept else BF16 * s.intermediate_size * s.hidden_size
@@ -87,7 +96,7 @@ class FastRun:
 
     def _kept(self) -> int:
         """Of one token in one block."""
-        s, lora = self.shape, self.config.lora
+        s = self.shape
         stream = 2 * s.hidden_size
         attention = s.q_size + 2 * s.kv_size + s.q_size
-        return BF16 * (stream + attention + 2 * s.intermediate_size + 7 * lora.r) + FP32 * s.num_heads
+        return BF16 * (stream + attention + 2 * s.intermediate_size + 7 * self.r) + FP32 * s.num_heads

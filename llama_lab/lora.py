@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from llama_lab.choices import LoraInit
-from llama_lab.config import LoraSettings
+from llama_lab.config import OWN_ADAPTER, LoraSettings
 from llama_lab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def lora_config(lora: LoraSettings, *, scores: bool = False) -> LoraConfig:
 
 
 def add_adapter(
-    base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = "default", scores: bool = False
+    base: PreTrainedModel, lora: LoraSettings, *, seed: int, name: str = OWN_ADAPTER, scores: bool = False
 ) -> PeftModel:
     """The base with a trainable adapter whose start depends on `seed` alone.
 
@@ -82,7 +83,22 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
         ) from error
 
 
-def count_params(model: PeftModel) -> tuple[int, int]:
-    """(trainable, all) parameters; 4-bit weights count as the numbers they stand for."""
+def count_params(model: PeftModel, adapter_name: str = OWN_ADAPTER) -> tuple[int, int]:
+    """(trainable, all) parameters of the base and one adapter; 4-bit weights count as the numbers they stand for."""
+    if model.active_adapter != adapter_name:
+        model.set_adapter(adapter_name)
     trainable, total = model.get_nb_trainable_parameters()
-    return int(trainable), int(total)
+    others = [name for name in model.peft_config if name != adapter_name]
+    theirs = sum(p.numel() for key, p in model.named_parameters() if any(f".{name}." in key for name in others))
+    return int(trainable), int(total) - theirs
+
+
+def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> None:
+    """PEFT's files of one adapter in `folder` itself, whatever its name is in the model."""
+    # the embedding is never resized here, so PEFT need not compare it with the hub's
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[adapter_name])
+    below = folder / adapter_name  # where PEFT puts every adapter that is not called "default"
+    if below.is_dir():
+        for file in below.iterdir():
+            file.rename(folder / file.name)
+        below.rmdir()

@@ -13,27 +13,17 @@ from functools import cached_property
 
 from llama_lab.activations import FP32, Block, Device, Precision, precision
 from llama_lab.choices import Engine, Memory, Optimizer, QuantType
-from llama_lab.config import QuantSettings, RunConfig, TrainerSettings
+from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.engine.suits import allowed_memory, unsuited
 from llama_lab.fast_memory import BF16, FastRun
+from llama_lab.kept_bytes import base_bytes, optimizer_bytes
 from llama_lab.params import ModelShape, adapted_linears, adapter_tensors
 
 GIB = 2**30
-BLOCK = 64
-"""Weights that share one quantisation constant: bitsandbytes' block size of 4-bit types."""
-OUTER_BLOCK = 256
-"""Constants that share one of the second level; also numbers of an 8-bit optimizer state that share a scale."""
-PAGED_FROM = 100_000
-"""Elements from which on a tensor's optimizer state is paged (bitsandbytes/optim/optimizer.py)."""
-EIGHT_BIT_FROM = 4096
-"""Elements from which on a tensor's optimizer state is 8-bit (same place)."""
 LOSS_TILE = (4096, 32768)
 """TRL's loss takes so many tokens and words at a time and keeps no logits (trl/kernels/chunked_logprob.py)."""
 CUBLAS_BYTES = 64 * 2**20
 """Buffers of cuBLAS and cuBLASLt on a GPU. Measured on an H100; smaller on older ones."""
-
-STATES = {Optimizer.adafactor: 0.0, Optimizer.sgd: 0.0, Optimizer.lion_32bit: 1.0, Optimizer.lion_8bit: 1.0}
-"""Optimizer states a parameter; two for Adam. Adafactor's are sums over rows and columns: next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +81,47 @@ def is_fast(config: RunConfig, device: Device) -> bool:
     return device is Device.gpu and config.trainer.engine is not Engine.standard and unsuited(config) is None
 
 
-def fastest_fit(shape: ModelShape, config: RunConfig, *, length: int, room_gib: float) -> Memory:
+def fastest_fit(
+    shape: ModelShape,
+    config: RunConfig,
+    *,
+    length: int,
+    room_gib: float,
+    num_rows: int = 1,
+    rank: int | None = None,
+) -> Memory:
     """trainer.memory; of `auto` the fastest level whose predicted peak is within the room, else the leanest."""
+
+    def peak_gib(level: Memory) -> float:
+        return estimate_fast(shape, config, level, length=length, num_rows=num_rows, rank=rank).total
+
     levels = allowed_memory(config)
-    found = (level for level in levels if estimate_fast(shape, config, level, length=length).total <= room_gib)
-    return next(found, levels[-1])
+    return next((level for level in levels if peak_gib(level) <= room_gib), levels[-1])
 
 
-def estimate_fast(shape: ModelShape, config: RunConfig, memory: Memory, *, length: int) -> MemoryEstimate:
-    """Predicted peak of the fast engine at one level of trainer.memory."""
-    run = FastRun(shape=shape, config=config, memory=memory, num_tokens=rows_at_once(config.trainer) * length)
+def estimate_fast(
+    shape: ModelShape,
+    config: RunConfig,
+    memory: Memory,
+    *,
+    length: int,
+    num_rows: int = 1,
+    rank: int | None = None,
+) -> MemoryEstimate:
+    """Predicted peak of the fast engine at one level of trainer.memory.
+
+    Args:
+        num_rows: adapters that are trained together on one base (stacked/), each with a micro-batch of its own.
+        rank: to which they are padded; None is lora.r.
+    """
+    run = FastRun(
+        shape=shape,
+        config=config,
+        memory=memory,
+        num_tokens=num_rows * rows_at_once(config.trainer) * length,
+        num_rows=num_rows,
+        rank=rank,
+    )
     types = Precision(compute=BF16, adapter=BF16)
     return MemoryEstimate(
         base=(base_bytes(shape, config.quant, types, Device.gpu) + run.dense_base) / GIB,
@@ -261,28 +282,3 @@ def rows_at_once(trainer: TrainerSettings) -> int:
     """Rows of a micro-batch; trainer.micro_batch_size=auto is decided by what fits (cards.largest_micro_batch)."""
     wanted = trainer.micro_batch_size
     return int(wanted) if wanted is not None and wanted.isdecimal() else trainer.per_device_train_batch_size
-
-
-def base_bytes(shape: ModelShape, quant: QuantSettings, types: Precision, device: Device) -> float:
-    """Bytes of the frozen base; embedding, lm_head and norms are never quantised."""
-    c, params = types.compute, shape.num_linear_params()
-    other = c * shape.num_other_params()
-    if quant.type is QuantType.none:
-        return other + c * params
-    if quant.type is QuantType.int8:
-        rows = shape.num_layers * sum(d_out for _, d_out in shape.linears().values())
-        return other + params + FP32 * rows
-    constants = params / BLOCK * (1 + FP32 / OUTER_BLOCK if quant.double_quant else FP32)
-    copies = c * params if device is Device.cpu else 0  # quant.dequantise_once
-    return other + params / 2 + constants + copies
-
-
-def optimizer_bytes(tensors: list[int], optim: Optimizer, device: Device) -> float:
-    """Bytes of the optimizer's states that stay on the device."""
-    paged = "paged" in optim and device is not Device.cpu
-    resident = [size for size in tensors if not paged or size < PAGED_FROM]
-
-    def state(size: int) -> float:
-        return size + FP32 * size / OUTER_BLOCK if "8bit" in optim and size >= EIGHT_BIT_FROM else FP32 * size
-
-    return STATES.get(optim, 2.0) * sum(map(state, resident))

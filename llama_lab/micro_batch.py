@@ -48,14 +48,24 @@ def resolve(config: RunConfig, shape: ModelShape, rows: Rows) -> tuple[TrainerSe
     )
 
 
-def memory_level(config: RunConfig, shape: ModelShape, longest: int) -> tuple[Memory, str]:
-    """What the fast engine may keep on this GPU, and one line that says why."""
+def memory_level(
+    config: RunConfig, shape: ModelShape, longest: int, *, num_rows: int = 1, rank: int | None = None
+) -> tuple[Memory, str]:
+    """What the fast engine may keep on this GPU, and one line that says why.
+
+    Args:
+        num_rows: adapters that are trained together on one base, padded to `rank`.
+    """
     name, memory, _ = _memory()
     room = USABLE_SHARE * memory
-    level = fastest_fit(shape, config, length=longest, room_gib=room)
-    total = estimate_fast(shape, config, level, length=longest).total
+    level = fastest_fit(shape, config, length=longest, room_gib=room, num_rows=num_rows, rank=rank)
+    total = estimate_fast(shape, config, level, length=longest, num_rows=num_rows, rank=rank).total
     asked = "asked for" if config.trainer.memory is level else f"the fastest that fits in {room:.0f} GiB of {name}"
-    return level, f"Engine: fast, memory {level} ({asked}): at most {total:.1f} GiB for {longest:,} tokens a row"
+    stacked = f" of data, {num_rows} adapters" if num_rows > 1 else ""
+    return (
+        level,
+        f"Engine: fast, memory {level} ({asked}): at most {total:.1f} GiB for {longest:,} tokens a row{stacked}",
+    )
 
 
 def _memory() -> tuple[str, float, Device]:

@@ -103,6 +103,11 @@ def _make(config: RunConfig) -> Plan:
     if (wanted := config.trainer.micro_batch_size) not in (None, "auto"):
         config = replace(config, trainer=config.trainer.with_micro_batch(int(wanted)))
     prepare(config)
+    return planned(config)
+
+
+def planned(config: RunConfig) -> Plan:
+    """What is known of a run before it starts; rows that cannot be read are a finding."""
     quiet_libraries(config)
     made = Plan(config=config, shape=_shape(config))
     try:

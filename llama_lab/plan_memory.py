@@ -12,6 +12,9 @@ from llama_lab.cards import CARDS, USABLE_SHARE, Card, fits, largest_micro_batch
 from llama_lab.engine.suits import allowed_memory
 from llama_lab.memory import MemoryEstimate, estimate, estimate_fast, is_fast
 from llama_lab.plan import Plan
+from llama_lab.stacked.gain import WORTH_IT, predicted_gain
+from llama_lab.stacked.kind import kind_of
+from llama_lab.stacked.rows import best_rows
 
 
 def memory_tables(made: Plan) -> list[Text | Table]:
@@ -73,14 +76,28 @@ def _parts(made: Plan) -> Table:
 
 def _cards(made: Plan) -> Table:
     table = Table()
-    auto = made.config.trainer.micro_batch_size == "auto"
-    for column in ("card", "GiB", "", "rows at once" if auto else "the nearest that fits"):
+    auto, stacks = made.config.trainer.micro_batch_size == "auto", kind_of(made.config).alone is None
+    columns = ("card", "GiB", "", "rows at once" if auto else "the nearest that fits", *(["stacked"] if stacks else []))
+    for column in columns:
         table.add_column(column, overflow="fold")
     for card in CARDS:
         found = _estimate(made, card.device, room_gib=card.usable_gib)
         sign = Text("yes", "green") if fits(found, card) else Text("no", "red")
-        table.add_row(card.name, f"{found.total:.1f}", sign, _rows(made, card) if auto else _advice(made, card))
+        advice = _rows(made, card) if auto else _advice(made, card)
+        table.add_row(card.name, f"{found.total:.1f}", sign, advice, *([_stacked(made, card)] if stacks else []))
     return table
+
+
+def _stacked(made: Plan, card: Card) -> str:
+    """Points of a sweep that hydra/launcher=stacked trains at a time, and how much faster that is predicted to be."""
+    if not card.bf16 or made.schedule is None:
+        return "-"
+    assert made.shape is not None
+    num_tokens = made.schedule.num_real_tokens / made.schedule.num_batches
+    r, length = made.config.lora.r, _length(made)
+    rows = best_rows(made.shape, made.config, r, num_tokens=num_tokens, length=length, room_gib=card.usable_gib)
+    gain = predicted_gain(num_tokens, rows)
+    return f"{rows} ({gain:.2f}x)" if gain >= WORTH_IT else "-"
 
 
 def _advice(made: Plan, card: Card) -> str:

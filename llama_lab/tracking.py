@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,12 @@ from llama_lab.events import Listener, Pruned
 from llama_lab.report import Sample
 from llama_lab.results import Result
 from llama_lab.rundir import RunDir
+from llama_lab.wandb_run import OPEN, NoAnswer, has_key, start_wandb
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
-
-INIT_TIMEOUT_S = 20
-FINISH_TIMEOUT_S = 60
 
 
 class Tracking(Listener, Protocol):
@@ -68,12 +65,24 @@ class FilesOnly:
         return ""
 
 
+class Untold(FilesOnly):
+    """A run of which W&B has heard nothing."""
+
+    def __init__(self, run_dir: RunDir, reason: str) -> None:
+        super().__init__(run_dir)
+        self.reason = " ".join(reason.split())[:200].rstrip(".")
+
+    def where(self) -> str:
+        return f"W&B did not answer ({self.reason}): the numbers are in {self.run_dir.metrics} alone."
+
+
 class WandbTracking(FilesOnly):
     """metrics.jsonl and a W&B run beside it. What goes wrong with W&B is told at the end and stops no run."""
 
     def __init__(self, run_dir: RunDir, run: wandb.Run, *, log_adapter: bool) -> None:
         super().__init__(run_dir)
         self.run, self.log_adapter, self.problem = run, log_adapter, ""
+        OPEN.add(run.id)
         # asked now: after `finish` W&B warns
         self.is_offline, self.files, self.url = run.offline, Path(run.dir).parent, run.url
         # a step of our own: W&B's counter cannot go back, and a resumed run repeats a few steps
@@ -104,6 +113,7 @@ class WandbTracking(FilesOnly):
         """Wait for the upload, but not for ever."""
         with self._noted():
             self.run.finish(exit_code=exit_code)
+        OPEN.discard(self.run.id)
 
     def where(self) -> str:
         if self.problem:
@@ -138,26 +148,38 @@ def open_tracking(settings: TrackingSettings, run_dir: RunDir, lock: dict[str, A
         with open_tracker(settings, run_dir, lock) as tracking:
             yield tracking
         return
-    run = start_wandb(
-        settings,
-        mode,
-        folder=run_dir.path,
-        run_id=lock["id"],
-        name=run_name(settings, lock),
-        tags=settings.tags or default_tags(lock),
-        config=lock["config"],
-    )
-    wandb_tracking = WandbTracking(run_dir, run, log_adapter=settings.log_adapter)
-    code = 1
+    with _open_wandb(settings, mode, run_dir, lock) as tracking:
+        yield tracking
+
+
+@contextmanager
+def _open_wandb(
+    settings: TrackingSettings, mode: TrackingMode, run_dir: RunDir, lock: dict[str, Any]
+) -> Iterator[FilesOnly]:
     try:
-        yield wandb_tracking
+        run = start_wandb(
+            settings,
+            mode,
+            folder=run_dir.path,
+            run_id=lock["id"],
+            name=run_name(settings, lock),
+            tags=settings.tags or default_tags(lock),
+            config=lock["config"],
+        )
+    except NoAnswer as error:
+        log.warning("W&B", exc_info=True)
+        yield Untold(run_dir, str(error.__cause__))
+        return
+    tracking, code = WandbTracking(run_dir, run, log_adapter=settings.log_adapter), 1
+    try:
+        yield tracking
         code = 0
     except Pruned:
         code = 0  # not failed
         run.tags = (*(run.tags or ()), "pruned")
         raise
     finally:
-        wandb_tracking.close(code)
+        tracking.close(code)
 
 
 def resolve_mode(settings: TrackingSettings) -> TrackingMode:
@@ -184,73 +206,6 @@ def resolve_mode(settings: TrackingSettings) -> TrackingMode:
             "or type tracking.mode=offline and upload later."
         )
     return TrackingMode.online if is_known else TrackingMode.offline
-
-
-def has_key() -> bool:
-    """Whether a key of W&B is set; nobody is asked for one.
-
-    Raises:
-        ConfigError: it is malformed.
-    """
-    try:
-        return bool(_wandb().login(prompt=False, verify=False))
-    except Exception as error:
-        # a malformed key: W&B names it in its own words
-        raise ConfigError(f"W&B does not accept the key that is set: {' '.join(str(error).split())}") from error
-
-
-def start_wandb(
-    settings: TrackingSettings,
-    mode: TrackingMode,
-    *,
-    folder: Path,
-    run_id: str,
-    name: str,
-    tags: list[str],
-    config: dict[str, Any],
-) -> wandb.Run:
-    """A W&B run with its files in `folder`; where the network does not answer, an offline one."""
-    wandb = _wandb()
-    kwargs: dict[str, Any] = {
-        "project": settings.project,
-        "entity": settings.entity,
-        "group": settings.group,
-        "job_type": settings.job_type,
-        "tags": tags,
-        "name": name,
-        "notes": settings.notes,
-        "id": run_id,
-        "resume": "allow",
-        "config": config,
-        "dir": str(folder),
-        "settings": wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-            finish_timeout_raises=True,
-            x_graphql_retry_max=2,
-            silent=True,
-            console="off",
-        ),
-    }
-    try:
-        return wandb.init(mode=str(mode), **kwargs)
-    except wandb.errors.CommError:
-        wandb.teardown()  # else the id is "in use"
-        return wandb.init(mode="offline", **kwargs)
-
-
-def _wandb() -> Any:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))  # else a login says where it found the key
-    return wandb
-
-
-def sync_command(folder: Path) -> str:
-    """How to upload all offline runs in and below a folder, as one line for the person."""
-    found = f"find {shlex.quote(str(folder))} -name 'offline-run-*' -exec wandb sync {{}} +"
-    return f"W&B is offline. Upload the study and its trials with: {found}"
 
 
 def run_name(settings: TrackingSettings, lock: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def _check_ready() -> None:
             f"--wandb-report needs W&B, and WANDB_MODE is {os.environ['WANDB_MODE']}. Type: unset WANDB_MODE; or "
             "--html FILE for a page that needs no network."
         )
-    from llama_lab.tracking import has_key
+    from llama_lab.wandb_run import has_key
 
     if not has_key():
         raise ConfigError(

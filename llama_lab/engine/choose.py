@@ -45,7 +45,7 @@ def choose(config: RunConfig) -> Choice:
         return Choice(engine=Engine.standard)
     if not torch.cuda.is_available():
         return Choice(engine=Engine.fast)
-    return _settled(config, unsuited(config) or _unsuited_machine())
+    return _settled(config, unsuited(config) or unsuited_machine())
 
 
 def choose_for(config: RunConfig, model: Any) -> Choice:
@@ -107,7 +107,8 @@ def _settled(config: RunConfig, reason: str | None) -> Choice:
     )
 
 
-def _unsuited_machine() -> str | None:
+def unsuited_machine() -> str | None:
+    """What this machine has not that the fast engine of a GPU needs; None where it has all."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "several processes"
     if not torch.cuda.is_bf16_supported(including_emulation=False):

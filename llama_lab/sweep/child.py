@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -75,7 +76,7 @@ def work(order: Order, pipe: Connection) -> None:
     """Do one trial in this process; the outcome is result.json and the exit code."""
     _prepare(order)
     try:
-        _wait_until_free(RunDir(order.folder))
+        wait_until_free(RunDir(order.folder))
         train(order, pipe)
     except Pruned:
         return
@@ -101,14 +102,19 @@ def train(order: Order, pipe: Connection) -> None:
 
 
 def _prepare(order: Order) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the study, which ends its trials
-    os.environ.update(order.env)
     order.folder.mkdir(parents=True, exist_ok=True)
-    output = os.open(order.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    begin_process(order.env, order.folder / OUTPUT, order.folder / "llama_lab.log")
+
+
+def begin_process(env: Mapping[str, str], output: Path, log: Path) -> None:
+    """Make this process one of a study's: what it prints and logs goes into files, and it ends with the study."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the study, which ends its trials
+    os.environ.update(env)
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
-        os.dup2(output, stream)
-    os.close(output)
-    logging.basicConfig(filename=order.folder / "llama_lab.log", level=logging.INFO, force=True)
+        os.dup2(printed, stream)
+    os.close(printed)
+    logging.basicConfig(filename=log, level=logging.INFO, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -120,7 +126,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _wait_until_free(run_dir: RunDir) -> None:
+def wait_until_free(run_dir: RunDir) -> None:
+    """Wait for a process that was killed to let its folder go.
+
+    Raises:
+        RunError: it does not.
+    """
     deadline = time.monotonic() + FREE_FOLDER_S
     while True:
         try:

@@ -76,7 +76,7 @@ def confirm(
                 found = " ".join([row.state, *map(shown, row.values)])
                 note(f"trial {row.point['trial']} with seed {row.point['seed']}: {found}")
 
-    make_driver(design, again, launch, lambda found: _words(design, study, found, launch)).run(show)
+    make_driver(design, again, launch, lambda found: _words(design, study, found, launch), note).run(show)
     confirmed = [Confirmed(row=row, values=_values(again, row.number)) for row in best if row.number in numbers]
     sign = -1.0 if design.directions[0] is Direction.maximize else 1.0
     return sorted((c for c in confirmed if c.values), key=lambda c: sign * c.mean)

@@ -29,8 +29,8 @@ def drive(design: Design, launch: Launch) -> float:
     """
     study = _open(design)
     OmegaConf.save(launch.tree, design.folder / "multirun.yaml")
-    driver = make_driver(design, study, launch, lambda found: trial_words(design, found, launch.tree))
     board = Board(console=study_console(), design=design, n_trials=study.n_trials)
+    driver = make_driver(design, study, launch, lambda found: trial_words(design, found, launch.tree), board.note)
     files = StudyFiles(design, launch.context.config_loader)
     with _interruptible(board):
         board.start(_rows(study))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
@@ -18,21 +15,23 @@ from omegaconf import DictConfig
 
 from llama_lab.config import RunConfig
 from llama_lab.hub import needs_hub
+from llama_lab.stacked.hosts import Stacks
+from llama_lab.stacked.launcher import NAME as STACKED
+from llama_lab.stacked.rows import check_rows
 from llama_lab.sweep.design import Design
 from llama_lab.sweep.judge import tell
 from llama_lab.sweep.outcome import Outcome, State
 from llama_lab.sweep.owner import PARENT, beating, claim, me
+from llama_lab.sweep.processes import STOP, interrupt, sigterm_raises
 from llama_lab.sweep.rows import Row, row_of
-from llama_lab.sweep.slots import gpu_of, threads_of
+from llama_lab.sweep.slots import gpu_of, threads_of, visible_gpus
 from llama_lab.sweep.study import Claim, SweepStudy
-from llama_lab.sweep.trial import CHILDREN, DEATHS, LAUNCHING, STOP, TrialTask
+from llama_lab.sweep.trial import DEATHS, LAUNCHING, TrialTask
 
 POLL_S = 0.5
 BASIC = "BasicLauncher"
-ON_THIS_MACHINE = (BASIC, "JoblibLauncher", "LocalLauncher")
+ON_THIS_MACHINE = (BASIC, STACKED, "JoblibLauncher", "LocalLauncher")
 """Launchers that leave all GPUs to every job; a cluster gives each job its own."""
-TERMINATE_S = 20.0
-"""A trial that has not ended by then is killed; it goes on from its last checkpoint in any case."""
 FEW = 5
 """max_failure_rate is a share of at least so many trials: the first failure alone says little."""
 
@@ -48,6 +47,8 @@ class Driver:
     in_process: bool
     gives_gpus: bool
     """The slots have GPUs to give."""
+    stacks: Stacks | None = None
+    """Where trials are trained together."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     full: threading.Event = field(default_factory=threading.Event)
     """No further trial is handed out."""
@@ -61,16 +62,18 @@ class Driver:
             show: called again and again meanwhile.
         """
         STOP.clear()
-        with _sigterm_raises(), ThreadPoolExecutor(len(self.launchers)) as pool:
+        with sigterm_raises(), ThreadPoolExecutor(len(self.launchers)) as pool:
             slots = [pool.submit(self._slot, number, launcher) for number, launcher in enumerate(self.launchers)]
             try:
                 while wait(slots, timeout=POLL_S, return_when=FIRST_EXCEPTION).not_done and not _broken(slots):
                     show()
             except BaseException:
-                self._interrupt()
+                interrupt()
                 raise
             if _broken(slots):
-                self._interrupt()
+                interrupt()
+            if self.stacks:
+                self.stacks.close()
         for slot in slots:
             slot.result()
         show()
@@ -141,15 +144,6 @@ class Driver:
         else:
             claim(self.study.storage, found.trial_id)
 
-    def _interrupt(self) -> None:
-        """End the trials that run; they go on at the next start."""
-        STOP.set()
-        for process in list(CHILDREN):
-            process.terminate()
-        stubborn = threading.Timer(TERMINATE_S, lambda: [process.kill() for process in list(CHILDREN)])
-        stubborn.daemon = True
-        stubborn.start()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -162,51 +156,73 @@ class Launch:
     """Runs of the study, from which is read what all of them need."""
 
 
-def make_driver(design: Design, study: SweepStudy, launch: Launch, words_of: Callable[[Claim], list[str]]) -> Driver:
-    """A driver with one launcher a slot, each of which runs a trial instead of Hydra's task."""
+def make_driver(
+    design: Design,
+    study: SweepStudy,
+    launch: Launch,
+    words_of: Callable[[Claim], list[str]],
+    note: Callable[[str], None],
+) -> Driver:
+    """A driver with one launcher a slot, each of which runs a trial instead of Hydra's task.
+
+    Args:
+        note: shows one line.
+    """
     settings = design.settings
     kind = str(launch.tree.hydra.launcher._target_).rpartition(".")[2]
+    offline = not any(needs_hub(run) for run in launch.configs)
+    stacks = _stacks(design, launch, note, offline=offline) if kind == STACKED else None
+    num_slots = _slots_of(stacks, settings.n_jobs, note) if stacks else settings.n_jobs
     task = TrialTask(
         study_name=study.name,
         storage=design.storage,
         settings=study.settings,
         objectives=design.objectives,
         launched_by=me(),
-        in_process=kind == BASIC,
-        offline=not any(needs_hub(run) for run in launch.configs),
-        num_threads=threads_of(settings.n_jobs) if kind in ON_THIS_MACHINE else None,
+        in_process=kind in (BASIC, STACKED),
+        offline=offline,
+        num_threads=threads_of(num_slots) if kind in ON_THIS_MACHINE and not stacks else None,
+        stacks=stacks,
     )
+    return Driver(
+        study=study,
+        launchers=_launchers(launch, task, num_slots),
+        words_of=words_of,
+        in_process=kind in (BASIC, STACKED),
+        gives_gpus=kind in ON_THIS_MACHINE and "CUDA_VISIBLE_DEVICES" not in launch.tree.hydra.job.env_set,
+        stacks=stacks,
+    )
+
+
+def _launchers(launch: Launch, task: TrialTask, num_slots: int) -> list[Launcher]:
     plugins = Plugins.instance()
     launchers = [
         plugins.instantiate_launcher(hydra_context=launch.context, task_function=task, config=launch.tree)
-        for _ in range(settings.n_jobs)
+        for _ in range(num_slots)
     ]
     if hasattr(launchers[0], "ray_cfg"):
         from llama_lab.sweep.rays import start_ray
 
         start_ray(launchers[0].ray_cfg)
-    return Driver(
-        study=study,
-        launchers=launchers,
-        words_of=words_of,
-        in_process=kind == BASIC,
-        gives_gpus=kind in ON_THIS_MACHINE and "CUDA_VISIBLE_DEVICES" not in launch.tree.hydra.job.env_set,
+    return launchers
+
+
+def _stacks(design: Design, launch: Launch, note: Callable[[str], None], *, offline: bool) -> Stacks:
+    wanted = check_rows(launch.tree.hydra.launcher.rows)
+    return Stacks(
+        wanted=wanted, configs=launch.configs, folder=design.folder, offline=offline, is_queue=False, note=note
     )
+
+
+def _slots_of(stacks: Stacks, n_jobs: int, note: Callable[[str], None]) -> int:
+    """One slot for each row of each GPU, unless hydra.sweeper.n_jobs says more than one."""
+    if n_jobs > 1:
+        return n_jobs
+    num_slots = stacks.decide() * max(1, len(visible_gpus()))
+    if num_slots > 1:
+        note(f"hydra.sweeper.n_jobs={num_slots}: a trial for each row.")
+    return num_slots
 
 
 def _broken(slots: Sequence[Future[None]]) -> bool:
     return any(slot.done() and slot.exception() is not None for slot in slots)
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Slurm's and Docker's way to end the study: as Ctrl-C does, so that no trial is left behind."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,9 @@ class Judge:
         self.trial, self.settings = trial, settings
         self.one_objective = len(trial.study.directions) == 1
 
-    def hear(self, pipe: Connection, sentinel: int) -> None:
-        """Answer until the trial's process has ended."""
-        while pipe in wait([pipe, sentinel]):
-            try:
-                kind, *told = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                return
-            if kind == "started":
-                self._started(*told)
-            else:
-                self._answer(pipe, self._is_pruned(*told))
+    def hear(self, pipe: Connection, sentinel: int) -> tuple[str, Any] | None:
+        """Answer until the trial's process has ended; of one that it shares, the trial's last word."""
+        return hear(pipe, sentinel, self._started, self._is_pruned)
 
     def _started(self, first_step: int, num_steps: int) -> None:
         from llama_lab.sweep.samplers import make_pruner
@@ -52,9 +45,34 @@ class Judge:
         _report(self.trial, step, loss)
         return self.trial.should_prune()
 
-    def _answer(self, pipe: Connection, ends: bool) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the process died; its exit code says how
-            pipe.send(ends)
+
+def hear(
+    pipe: Connection,
+    sentinel: int,
+    started: Callable[[int, int], None],
+    is_pruned: Callable[[int, float], bool],
+) -> tuple[str, Any] | None:
+    """Answer what a run says until its process has ended; of a run that shares one, the last word.
+
+    Args:
+        sentinel: of the process.
+        started: told of the first measured and of the last step.
+        is_pruned: told of a step and its held-out loss; whether the run is to end there.
+    """
+    while pipe in wait([pipe, sentinel]):
+        try:
+            kind, *told = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return None
+        if kind == "started":
+            started(*told)
+        elif kind == "loss":
+            ends = is_pruned(*told)
+            with contextlib.suppress(BrokenPipeError):  # the process died; its exit code says how
+                pipe.send(ends)
+        else:
+            return kind, told[0]
+    return None
 
 
 def tell(trial: Trial, outcome: Outcome) -> None:

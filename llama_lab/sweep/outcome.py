@@ -110,6 +110,11 @@ def _ended_well(
     return Outcome(state=state, values=values, constraints=excess, numbers=numbers, error=", ".join(broken))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full, of a GPU or of the machine."""
+    return isinstance(error, MemoryError) or FULL.search(str(error)) is not None
+
+
 def missing_gib(message: str) -> float:
     """GiB that were missing when the GPU's memory was full, by PyTorch's message; 1 where it does not say."""
     units = {"GiB": 1.0, "MiB": 1 / 1024, "KiB": 1 / 1024**2}

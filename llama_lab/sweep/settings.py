@@ -47,7 +47,7 @@ class SweepSettings:
     n_trials: int = 20
     """Trials of the study in all, those of earlier starts included."""
     n_jobs: int = 1
-    """Trials at a time."""
+    """Trials at a time; 1 with hydra/launcher=stacked is one for each row of its stacks."""
     max_failure_rate: float = 0.5
     """The study stops when more of the trials of this start have failed, counted from the fifth on."""
     retries: int = 1

@@ -26,6 +26,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(lines))) if listed.returncode == 0 else ()
 
 
+@lru_cache
+def gpu_memory_gib(gpu: str) -> float:
+    """Memory of a GPU by the name that CUDA_VISIBLE_DEVICES gives it, GiB; 0 where the driver does not say."""
+    command = ["nvidia-smi", "-i", gpu, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return float(told.stdout.split()[0]) / 1024
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return 0.0
+
+
 def has_gpu() -> bool:
     """Whether this process may use a GPU."""
     return bool(visible_gpus())

@@ -15,7 +15,8 @@ from llama_lab.sweep.design import Design
 from llama_lab.sweep.files import best_command, trial_table
 from llama_lab.sweep.rows import Row, ranked
 from llama_lab.sweep.show import importances
-from llama_lab.tracking import resolve_mode, start_wandb, sync_command
+from llama_lab.tracking import resolve_mode
+from llama_lab.wandb_run import start_wandb, sync_command
 
 if TYPE_CHECKING:
     import wandb

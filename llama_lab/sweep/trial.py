@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -28,23 +27,20 @@ from llama_lab.sweep.judge import Judge, tell
 from llama_lab.sweep.methods import PrunerName
 from llama_lab.sweep.outcome import SETTINGS, Outcome, State, outcome_of, recorded
 from llama_lab.sweep.owner import PARENT, beating, take
+from llama_lab.sweep.processes import STOP, run_alone
 from llama_lab.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext
-
     from optuna.storages import BaseStorage
     from optuna.trial import Trial
+
+    from llama_lab.stacked.hosts import Stacks
 
 log = logging.getLogger(__name__)
 
 LAUNCHING = threading.Lock()
 """Hydra's basic launcher sets globals of the process. Whoever launches through it holds this lock; a job lets it go
 while its trial trains."""
-STOP = threading.Event()
-"""Set when the study is interrupted: trials that end now are not told, they go on at the next start."""
-CHILDREN: set[Any] = set()
-"""The processes of this process's trials."""
 DEATHS = "deaths"
 """User attribute: how often the trial's process was killed."""
 
@@ -65,6 +61,8 @@ class TrialTask:
     """No trial needs the hub."""
     num_threads: int | None = None
     work: Callable[[child.Order, Connection], None] = field(default=child.work)
+    stacks: Stacks | None = None
+    """Train the trials together where they share a base."""
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Do the trial whose number the job has; returns its first objective."""
@@ -154,33 +152,12 @@ class TrialTask:
 
     def _run(self, order: child.Order, trial: Trial) -> int:
         """The exit code of the trial's process; negative is the signal that killed it."""
+        judge = Judge(trial, self.settings)
+        if self.stacks is not None:
+            return self.stacks.run(order, judge.hear)
         if self.offline:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
-        context = _fork_server()
-        ours, theirs = context.Pipe()
-        process = context.Process(target=self.work, args=(order, theirs), name=f"trial-{trial.number}")
-        process.start()
-        theirs.close()
-        CHILDREN.add(process)
-        try:
-            if STOP.is_set():
-                process.terminate()
-            Judge(trial, self.settings).hear(ours, process.sentinel)
-            process.join()
-        finally:
-            CHILDREN.discard(process)
-            ours.close()
-        return int(process.exitcode or 0)
-
-
-def _fork_server() -> ForkServerContext:
-    """Forks each trial from a process that has imported the libraries and done nothing else."""
-    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-        # joblib's workers have a start method of their own, which a forked process would look for in vain
-        multiprocessing.set_start_method("forkserver", force=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llama_lab.sweep.warm"])
-    return context
+        return run_alone(order, judge.hear, self.work)
 
 
 @lru_cache

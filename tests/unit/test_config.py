@@ -112,6 +112,7 @@ def test_models_datasets_and_experiments_say_how_to_run_them():
 
 NAMED_CODE = {
     "config.yaml": ["llama_lab.app.CheckFirst"],
+    "hydra/launcher/stacked.yaml": ["hydra_plugins.llama_lab_launcher.StackedLauncher"],
     "hydra/launcher/ray.yaml": ["hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"],
 }
 

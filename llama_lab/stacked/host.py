@@ -1,0 +1,217 @@
+"""The process of a stack: holds a base, takes orders from the process that sweeps, and trains their adapters together.
+
+Each order is an ordinary run (runner.run) in a turn of its own. While a run loads its rows or measures, the stack
+waits; once all runs that are there wait for their training, the stack takes a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_lab.errors import LlamaLabError
+from llama_lab.events import Pruned
+from llama_lab.rundir import RunDir
+from llama_lab.sweep.child import OUTPUT, Order, Reporter, begin_process, wait_until_free
+from llama_lab.sweep.outcome import is_out_of_memory
+
+if TYPE_CHECKING:
+    from llama_lab.stacked.shared import SharedBase
+    from llama_lab.stacked.turns import Globals, Turn
+
+log = logging.getLogger(__name__)
+
+MEMORY_FULL = 77
+"""Exit code of a stack that ran out of memory: its rows are to be started again, fewer at a time."""
+ENDED, ALONE, APART = "ended", "alone", "apart"
+"""The last word of an order: its exit code; what stacks do not take of points like it; why it does not go with the
+others of this stack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackSettings:
+    """What a stack is made for."""
+
+    num_rows: int
+    rank: int
+    """The largest lora.r of its rows."""
+    dropout: bool
+    """Some row may drop activations."""
+    log: Path
+    """What libraries print, and the log lines of the stack itself."""
+    env: dict[str, str]
+
+
+class Full(BaseException):
+    """Memory is full. No Exception, so that nothing on the way takes it for a failure of its own."""
+
+
+def serve(settings: StackSettings, channel: Connection) -> None:
+    """Train what comes through `channel` as pairs of an order and its pipe, until None comes."""
+    settings.log.parent.mkdir(parents=True, exist_ok=True)
+    begin_process(settings.env, settings.log, settings.log)
+    signal.signal(signal.SIGTERM, _terminated)
+    host = _Host(settings, channel)
+    try:
+        host.run()
+    except Full:
+        log.exception("Memory is full")
+        sys.stdout.flush()
+        os._exit(MEMORY_FULL)  # the other runs have nothing to say: they go on elsewhere from their checkpoints
+    except BaseException as error:
+        log.exception("The stack ends")
+        host.stop(error)
+        raise
+
+
+class _Host:
+    """The runs of a stack, and who has the turn."""
+
+    def __init__(self, settings: StackSettings, channel: Connection) -> None:
+        self.settings, self.channel = settings, channel
+        self.runs: list[_Run] = []
+        self.is_open = True
+        self.shared: SharedBase | None = None
+        self.began: Globals | None = None
+        self.num_begun = 0
+
+    def run(self) -> None:
+        """Take orders and steps by turns."""
+        while self.is_open or self.runs:
+            while self.is_open and (not self.runs or self.channel.poll()):
+                self._take()
+            self._settle()
+            if self.runs:
+                self._step()
+
+    def stop(self, error: BaseException) -> None:
+        """End all runs that wait for their training."""
+        for run in self.runs:
+            if not run.turn.has_ended and self.shared is not None and run.turn in self.shared.waiting.values():
+                run.turn.stop(error)
+                run.tell()
+
+    def _take(self) -> None:
+        try:
+            found = self.channel.recv()
+        except EOFError:
+            found = None
+        if found is None:
+            self.is_open = False
+            return
+        order, pipe = found
+        if self.shared is None:
+            self._prepare(order)
+        assert self.shared is not None
+        assert self.began is not None
+        self.num_begun += 1
+        run = _Run(order, pipe, f"row{self.num_begun}", self.shared, self.began)
+        self.runs.append(run)
+        run.turn.resume()
+        self._check(run)
+
+    def _prepare(self, order: Order) -> None:
+        """Imports, once the environment is that of the runs."""
+        from llama_lab.process import prepare, quiet_libraries
+
+        prepare(order.config)
+        from llama_lab.stacked.shared import SharedBase
+        from llama_lab.stacked.turns import Globals
+
+        quiet_libraries(order.config)
+        s = self.settings
+        self.shared = SharedBase(num_rows=s.num_rows, rank=s.rank, dropout=s.dropout)
+        self.began = Globals.taken()
+
+    def _step(self) -> None:
+        assert self.shared is not None
+        try:
+            self.shared.step()
+        except Exception as error:
+            if is_out_of_memory(error) and self.settings.num_rows > 1:
+                raise Full from error
+            raise
+        for run in self.runs:
+            self._check(run)
+
+    def _check(self, run: _Run) -> None:
+        """Raise Full where a run has ended for want of memory: with fewer rows beside it, it may go through."""
+        if run.memory_error is not None and self.settings.num_rows > 1:
+            RunDir(run.order.folder).result.unlink(missing_ok=True)
+            raise Full from run.memory_error
+
+    def _settle(self) -> None:
+        """Say what became of the runs that have ended, and make room."""
+        for run in [run for run in self.runs if run.turn.has_ended]:
+            self.runs.remove(run)
+            assert self.shared is not None
+            self.shared.drop(run.name)
+            run.tell()
+
+
+class _Run:
+    """One order on its way."""
+
+    def __init__(self, order: Order, pipe: Connection, name: str, shared: SharedBase, began: Globals) -> None:
+        from llama_lab.stacked.shared import StackBackend
+        from llama_lab.stacked.turns import Turn
+
+        self.order, self.pipe, self.name = order, pipe, name
+        self.last_word: tuple[str, Any] = (ENDED, 1)
+        self.memory_error: BaseException | None = None
+        order.folder.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(order.folder / "llama_lab.log")
+        self.handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+        self.turn: Turn = Turn(self._work, replace(began, handlers=[self.handler]))
+        self.backend = StackBackend(shared=shared, name=name, turn=self.turn)
+
+    def tell(self) -> None:
+        """The last word."""
+        self.handler.close()
+        try:
+            self.pipe.send(self.last_word)
+        except OSError:
+            log.info("Nobody hears of the end of %s.", self.order.folder)
+        self.pipe.close()
+
+    def _work(self) -> None:
+        with (self.order.folder / OUTPUT).open("a", encoding="utf-8") as output:
+            self.last_word = self._ended(output)
+
+    def _ended(self, output: Any) -> tuple[str, Any]:
+        """Do the run; its last word."""
+        from rich.console import Console
+
+        from llama_lab.runner import run
+        from llama_lab.stacked.shared import CannotJoin, NotStackable
+
+        order = self.order
+        reporter = Reporter(self.pipe, order.config.trainer.eval_steps, order.num_measurements)
+        try:
+            wait_until_free(RunDir(order.folder))
+            run(order.config, order.folder, order.overrides, Console(file=output), [reporter], self.backend)
+        except Pruned:
+            pass
+        except NotStackable as error:
+            return ALONE, str(error)
+        except CannotJoin as error:
+            return APART, str(error)
+        except SystemExit as stop:
+            return ENDED, stop.code
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.memory_error = error
+            log.exception("The run failed")
+            print(f"llama_lab: {error}", file=output)
+            return ENDED, error.exit_code if isinstance(error, LlamaLabError) else 1
+        return ENDED, 0
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    raise SystemExit(128 + signum)

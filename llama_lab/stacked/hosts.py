@@ -1,0 +1,294 @@
+"""Which point goes where: into the stack that runs, into the next one, or into a process of its own.
+
+A GPU, or the CPU, has one stack or one lone run at a time. Each thread of the sweep brings one point and waits for its
+end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config import RunConfig
+from llama_lab.stacked.host import ALONE, APART, MEMORY_FULL, StackSettings, serve
+from llama_lab.stacked.kind import Kind, kind_of
+from llama_lab.stacked.rows import Stacking, stacking
+from llama_lab.sweep import child
+from llama_lab.sweep.processes import CHILDREN, STOP, Hear, fork_server, run_alone, started
+from llama_lab.sweep.slots import visible_gpus
+
+POLL_S = 0.5
+CLOSE_S = 20.0
+"""So long a stack without rows may take to end."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Stacks:
+    """The stacks of a sweep. Thread-safe."""
+
+    wanted: int | None
+    """hydra.launcher.rows; None for auto."""
+    configs: Sequence[RunConfig]
+    """Points of the sweep, from which the stacks' ranks are read."""
+    folder: Path
+    """For the stacks' logs."""
+    offline: bool
+    """No point needs the hub."""
+    is_queue: bool
+    """All points are known and wait; else each thread finds its next one when it has ended the last."""
+    note: Callable[[str], None] = print
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    waiting: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    """Points by device and kind."""
+    active: dict[str, _Stack | _Lone] = field(default_factory=dict)
+    """By device."""
+    ways: dict[Kind, Stacking] = field(default_factory=dict)
+    deciding: threading.Lock = field(default_factory=threading.Lock)
+    num_stacks: int = 0
+    said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.offline:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+
+    def run(self, order: child.Order, hear: Hear) -> int:
+        """Do one run; its exit code. Where the sweep is interrupted, that of a process that was ended."""
+        kind = kind_of(order.config)
+        is_apart = False
+        while not STOP.is_set():
+            num_rows = None if is_apart else self.num_rows(kind, order.config, _device(order))
+            place = self._enter(order, kind, num_rows)
+            if place is None:
+                break
+            try:
+                if isinstance(place, _Lone):
+                    return run_alone(order, hear, child.work)
+                last_word = place.do(order, hear)
+            finally:
+                self._leave(place)
+            if last_word is None:
+                if place.settings.num_rows == 1:
+                    return place.exit_code()
+                self._broken(place)
+            elif last_word[0] == ALONE:
+                self._set_alone(kind, str(last_word[1]))
+            elif last_word[0] == APART:
+                self.note(f"{order.folder.name} is trained by itself: {last_word[1]}")
+                is_apart = True
+            else:
+                return int(last_word[1])
+        return 128 + signal.SIGTERM
+
+    def decide(self) -> int:
+        """Say how the known points are trained; the most rows of a stack."""
+        return max((self.num_rows(kind_of(config), config) or 1 for config in self.configs), default=1)
+
+    def num_rows(self, kind: Kind, config: RunConfig, device: str = "") -> int | None:
+        """Rows of a stack of this kind, None where each has a process of its own; decided, and said, once a kind."""
+        with self.deciding:
+            if kind not in self.ways:
+                self.ways[kind] = self._decided(kind, config, device)
+            return self.ways[kind].num_rows
+
+    def close(self) -> None:
+        """End the stacks, which have no rows any more."""
+        with self.changed:
+            for device, place in list(self.active.items()):
+                place.close()
+                del self.active[device]
+
+    def _decided(self, kind: Kind, config: RunConfig, device: str) -> Stacking:
+        if kind.alone is not None:
+            self._say(f"Points with {kind.alone} are trained one by one: a stack does not take that.")
+            return Stacking(num_rows=None, said="")
+        gpus = device.split(",") if device else visible_gpus()
+        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else None
+        gpu, rank = gpus[0] if gpus else None, self._rank(kind, config)
+        found = stacking(self.wanted, config, rank, gpu, num_points=num_points)
+        self.note(f"Points on {kind.base}: {found.said}.")
+        return found
+
+    def _like(self, kind: Kind, config: RunConfig) -> list[RunConfig]:
+        """The points that a stack of this kind is made for, so far as they are known.
+
+        Of a study each choice is known, but not what it is combined with.
+        """
+        return [c for c in [*self.configs, config] if not self.is_queue or kind_of(c) == kind]
+
+    def _rank(self, kind: Kind, config: RunConfig) -> int:
+        return max(c.lora.r for c in self._like(kind, config))
+
+    def _enter(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone | None:
+        """Wait for a place; None where the sweep is interrupted."""
+        device = _device(order)
+        with self.changed:
+            self.waiting[device, kind] += 1
+            try:
+                while not self._has_place(device, kind, order.config, num_rows):
+                    self.changed.wait(POLL_S)
+                    if STOP.is_set():
+                        return None
+            finally:
+                self.waiting[device, kind] -= 1
+            if device not in self.active:
+                self.active[device] = self._new(order, kind, num_rows)
+            place = self.active[device]
+            place.num_points += 1
+            return place
+
+    def _has_place(self, device: str, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        place = self.active.get(device)
+        others = [number for (where, other), number in self.waiting.items() if where == device and other != kind]
+        if place is not None and place.takes(kind, config, num_rows):
+            # a study hands out points of all kinds: a stack must not get ever emptier while others wait
+            return self.is_queue or sum(others) <= place.num_points
+        if place is not None and place.num_points == 0:
+            place.close()
+            del self.active[device]
+            place = None
+        return place is None and self.waiting[device, kind] >= max(others, default=0)
+
+    def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone:
+        if num_rows is None:
+            return _Lone()
+        self.num_stacks += 1
+        settings = StackSettings(
+            num_rows=num_rows,
+            rank=self._rank(kind, order.config),
+            dropout=any(c.lora.dropout > 0 for c in self._like(kind, order.config)),
+            log=self.folder / f"stack-{self.num_stacks}.log",
+            env=dict(order.env),
+        )
+        return _Stack(kind=kind, settings=settings)
+
+    def _leave(self, place: _Stack | _Lone) -> None:
+        with self.changed:
+            place.num_points -= 1
+            self.changed.notify_all()
+
+    def _broken(self, stack: _Stack) -> None:
+        """The process of a stack has ended before its rows: half as many get the next one."""
+        with self.deciding:
+            if STOP.is_set() or stack.was_told:
+                return
+            stack.was_told = True
+            rows = stack.settings.num_rows // 2
+            told = f"{rows} at a time" if rows > 1 else "one by one"
+            self.ways[stack.kind] = Stacking(num_rows=rows, said=told)
+            self.note(f"The stack {stack.how_it_ended()}. Its points go on from their checkpoints, {told}.")
+
+    def _set_alone(self, kind: Kind, reason: str) -> None:
+        with self.deciding:
+            self.ways[kind] = Stacking(num_rows=None, said=reason)
+            self._say(f"Points with {reason} are trained one by one: a stack does not take that.")
+
+    def _say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.note(text)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Lone:
+    """A place for one point in a process of its own."""
+
+    num_points: int = 0
+
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing: its process has ended."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Stack:
+    """The process of a stack, seen from the sweep."""
+
+    kind: Kind
+    settings: StackSettings
+    num_points: int = 0
+    """That are in it."""
+    process: Any = None
+    channel: Connection | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting_for: threading.Lock = field(default_factory=threading.Lock)
+    """One thread at a time may ask whether the process has ended: its exit code can be read once."""
+    was_told: bool = False
+    """That it has ended has been said."""
+
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        """Whether a point can come in now."""
+        s, lora = self.settings, config.lora
+        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not lora.dropout)
+        return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
+
+    def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:
+        """Train one point; its last word, None where the process ended first."""
+        ours, theirs = fork_server().Pipe()
+        try:
+            with self.lock:
+                self._start()
+                assert self.channel is not None
+                self.channel.send((order, theirs))
+            theirs.close()
+            return hear(ours, self.process.sentinel)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        finally:
+            ours.close()
+
+    def exit_code(self) -> int:
+        """Of the process, which has ended or is about to; negative is the signal that killed it."""
+        with self.waiting_for:
+            self.process.join(CLOSE_S)
+            return int(self.process.exitcode or 0)
+
+    def how_it_ended(self) -> str:
+        """... of `rows` rows ran out of memory, or was killed."""
+        code, rows = self.exit_code(), self.settings.num_rows
+        if code == MEMORY_FULL:
+            return f"ran out of memory with {rows} rows"
+        if code < 0:
+            return f"of {rows} rows was killed by {signal.Signals(-code).name}"
+        return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is None:
+            return
+        try:
+            if self.channel is not None:
+                self.channel.send(None)
+                self.channel.close()
+        except OSError:
+            pass  # it has ended already
+        with self.waiting_for:
+            self.process.join(CLOSE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+        CHILDREN.discard(self.process)
+
+    def _has_ended(self) -> bool:
+        if self.process is None:
+            return False
+        with self.waiting_for:
+            return not self.process.is_alive()
+
+    def _start(self) -> None:
+        if self.process is None:
+            self.channel, theirs = fork_server().Pipe()
+            self.process = started(serve, (self.settings, theirs), "stack")
+            theirs.close()
+
+
+def _device(order: child.Order) -> str:
+    return order.env.get("CUDA_VISIBLE_DEVICES", "")

@@ -77,9 +77,10 @@ class CheckFirst(Callback):
             folder = _folder(config.hydra.sweep.dir, "hydra.sweep.dir")
             check_run_folder(folder, Resume.auto, "hydra.sweep.dir")
             if config.hydra.launcher._target_ == STACKED_LAUNCHER:
-                from llama_lab.stacked.rows import check_rows
+                from llama_lab.stacked.rows import check_no_stages, check_rows
 
                 check_rows(config.hydra.launcher.rows)
+                check_no_stages(config.get("stages"))
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
                 words = [w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")]
                 words += [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

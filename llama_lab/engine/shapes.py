@@ -7,8 +7,9 @@ from itertools import zip_longest
 
 from llama_lab.engine.stream import RECORDING, chosen_sizes, next_size
 
-COMPILING = 10 * RECORDING
-"""Tokens that could be trained on while the pieces of a block are compiled for another number of rows (a guess)."""
+COMPILING = 30 * RECORDING
+"""Tokens that could be trained on while the pieces of a block are compiled for another number of rows: about 40 s where
+nothing is cached (until_measured_s of benchmarks/results/stacked.json, the first stack beside the last)."""
 
 
 class Shapes:

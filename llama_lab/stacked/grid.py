@@ -25,6 +25,7 @@ from llama_lab.hub import needs_hub
 from llama_lab.lock import check_unchanged
 from llama_lab.rundir import RunDir
 from llama_lab.stacked.hosts import Stacks
+from llama_lab.stacked.rows import check_no_stages
 from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
 from llama_lab.sweep.outcome import recorded
@@ -50,6 +51,8 @@ def launch_grid(
     tree = _silent(tree)
     console = Console()
     configs = _configs(context, tree, jobs)
+    for config in configs:
+        check_no_stages(config.stages)
     folder = Path(str(tree.hydra.sweep.dir))
     stacks = Stacks(
         wanted=wanted,

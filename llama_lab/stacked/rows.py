@@ -31,6 +31,19 @@ class Stacking:
     """Why, in one line."""
 
 
+def check_no_stages(stages: Any) -> None:
+    """Refuse an experiment of several stages.
+
+    Raises:
+        ConfigError: there are stages.
+    """
+    if stages:
+        raise ConfigError(
+            "hydra/launcher=stacked trains one run a point, and this experiment has several stages. "
+            "Leave hydra/launcher=stacked out: the points are then run one after the other."
+        )
+
+
 def check_rows(value: Any) -> int | None:
     """hydra.launcher.rows as a number; None for auto.
 

@@ -70,6 +70,7 @@ def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
         (["stages.dpo=['trainer=dop']"], "stage dpo: trainer=dop is no choice. Did you mean trainer=dpo?"),
         (["trainer.beta=0.2"], "trainer.beta=0.2 is no setting of trainer=sft"),
         (["-m", "search=lora_quant"], "A study searches one run"),
+        (["-m", "seed=0,1", "hydra/launcher=stacked"], "Leave hydra/launcher=stacked out"),
     ],
 )
 def test_what_cannot_work_ends_before_anything_is_written(lab, tmp_path, words, said):

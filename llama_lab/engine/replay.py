@@ -67,7 +67,8 @@ class Replay:
         gc.collect()
         torch.cuda.empty_cache()  # what the first run needed is needed again in the graph's own memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # thread_local: a thread that writes a checkpoint may wait for its copy meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self.network.forward_backward(inputs)
         return graph
 

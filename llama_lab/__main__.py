@@ -7,13 +7,20 @@ import sys
 
 def main() -> int:
     """Do what the command line says; the exit code: 0 done, 2 the user can mend it, 1 a fault, 130 interrupted."""
+    from llama_lab import ranks
     from llama_lab.app import launch, report_error
     from llama_lab.cli import run_verb
 
     words = sys.argv[1:]
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
     try:
-        return run_verb(words) if is_verb else launch(words)
+        if not ranks.is_first():
+            return 0 if is_verb else ranks.follow()
+        if is_verb:
+            return run_verb(words)
+        code = launch(words)
+        ranks.tell(None)
+        return code
     except KeyboardInterrupt as stop:
         how = str(stop) or "Go on with: python -m llama_lab resume=RUN"
         print(f"\nllama_lab: interrupted. {how}", file=sys.stderr)

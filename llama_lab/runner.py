@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from llama_lab import report
+from llama_lab import ranks, report
 from llama_lab.backend import Adapted, Backend, OwnBackend
 from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
@@ -92,6 +92,24 @@ def run(
         return run_dir.read_result()
 
 
+def train_along(config: RunConfig, folder: Path) -> None:
+    """What the processes beside the first one do of its run (ranks.py): the same training, on their share of the rows.
+
+    Args:
+        config: settings of the run, with the micro-batch that the first process has chosen.
+    """
+    tokenizer = load_tokenizer(config.model)
+    splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
+    backend = OwnBackend()
+    adapted = backend.adapted(config, tokenizer)
+    settings = _fit_settings(config, RunDir(folder), Engine.standard, Memory.balanced, lambda said: None)
+    if prepared := prepare(adapted.model, tokenizer, splits, settings):
+        prepared.fit(settings, Listeners(), dict)
+        return
+    rows = training_rows(splits.train.tokens, config.dataset)
+    backend.fit(adapted, tokenizer, rows, settings, Listeners(), dict)
+
+
 def _load(
     config: RunConfig,
     run_dir: RunDir,
@@ -105,13 +123,15 @@ def _load(
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
     tokenizer, splits = _rows(config, display)
+    trainer, rows = _with_micro_batch(config, splits, lock, display)
+    config = replace(config, trainer=trainer)
+    ranks.tell((config, run_dir.path))
     with display.stage("Loading and quantising the base"):
         adapted = backend.adapted(config, tokenizer)
     if adapted.note:
         display.note(f"{adapted.note}.")
-    trainer, rows = _with_micro_batch(config, splits, lock, display)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
-    config, num_params = replace(config, trainer=trainer), count_params(adapted.model, adapted.adapter_name)
+    num_params = count_params(adapted.model, adapted.adapter_name)
     settings = _fit_settings(config, run_dir, Engine.standard, Memory.balanced)
     evaluator = Evaluator(
         config=config,

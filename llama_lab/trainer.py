@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from llama_lab import ranks
 from llama_lab.choices import Engine
 from llama_lab.data.batches import Collator
 from llama_lab.errors import ConfigError
@@ -235,7 +236,8 @@ class _Teller(TrainerCallback):
             self.recorder.log(state.global_step, logs["loss"], {k: v for k, v in numbers.items() if v is not None})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
+        ranks.wait()  # each process has a file of its own in it
+        if ranks.is_first():
             self.recorder.complete(state.global_step)
             final = self.recorder.settings.checkpoints / f"checkpoint-{state.global_step}"
             self.recorder.listener.saved(state.global_step, final)

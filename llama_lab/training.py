@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from llama_lab import ranks
 from llama_lab.choices import Engine, Memory
 from llama_lab.config import TrainerSettings
 from llama_lab.errors import ConfigError, RunError
@@ -145,12 +146,14 @@ def recording(
 ) -> Iterator[tuple[Path | None, Recorder]]:
     """The checkpoint to go on from, if there is one, and who records; afterwards the listener is told of the end."""
     start = last_checkpoint(settings.checkpoints)
-    shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
+    if ranks.is_first():
+        shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
     try:
         yield start, Recorder(settings=settings, listener=listener, evaluate=evaluate, start_step=step_of(start))
     finally:
         listener.ended()
-        shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
+        if ranks.is_first():
+            shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from llama_lab.engine.frozen import base_of
 from llama_lab.engine.network import projections_of
 from llama_lab.engine.suits import unsuited
 from llama_lab.errors import ConfigError
+from llama_lab.ranks import num_ranks
 from llama_lab.results import FitResult
 
 
@@ -43,9 +43,9 @@ def choose(config: RunConfig) -> Choice:
         return Choice(engine=Engine.standard)
     if config.trainer.name is not TrainerName.sft:  # checks.py has refused trainer.engine=fast
         return Choice(engine=Engine.standard)
-    if not torch.cuda.is_available():
+    if num_ranks() == 1 and not torch.cuda.is_available():
         return Choice(engine=Engine.fast)
-    return _settled(config, unsuited(config) or unsuited_machine())
+    return _settled(config, unsuited_machine() or unsuited(config))
 
 
 def choose_for(config: RunConfig, model: Any) -> Choice:
@@ -99,8 +99,9 @@ def _settled(config: RunConfig, reason: str | None) -> Choice:
     if reason is None:
         return Choice(engine=Engine.fast)
     if config.trainer.engine is Engine.fast:
+        where = " on a GPU" if torch.cuda.is_available() else ""
         raise ConfigError(
-            f"trainer.engine=fast does not compute {reason} on a GPU. Type trainer.engine=auto: TRL then computes it."
+            f"trainer.engine=fast does not compute {reason}{where}. Type trainer.engine=auto: TRL then computes it."
         )
     return Choice(
         engine=Engine.standard, note=f"Engine: standard (TRL), because the fast one does not compute {reason}"
@@ -109,7 +110,7 @@ def _settled(config: RunConfig, reason: str | None) -> Choice:
 
 def unsuited_machine() -> str | None:
     """What this machine has not that the fast engine of a GPU needs; None where it has all."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_ranks() > 1:
         return "several processes"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return "a GPU without bf16"

@@ -1,0 +1,72 @@
+"""Several processes that train one run together, as `accelerate launch` and `torchrun` start them.
+
+The first does all that a run does; the others follow: they hear which run it is, load the same model and rows, and
+train along. They write nothing and say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config import RunConfig
+
+PATIENCE = timedelta(hours=12)
+"""The others wait so long while the first measures, or fills the cache of rows."""
+Order = tuple[RunConfig, Path]
+"""A run's settings and its folder."""
+
+
+def num_ranks() -> int:
+    """Processes of this run; 1 where it was started by itself."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process writes the run's files; true where there is no other."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def tell(order: Order | None) -> None:
+    """Let the others train this run along; None lets them go."""
+    if num_ranks() > 1:
+        _exchange(order)
+
+
+def wait() -> None:
+    """Until all are here."""
+    if num_ranks() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+
+def follow() -> int:
+    """What the others do: train along until they are let go; the exit code."""
+    while (order := _exchange(None)) is not None:
+        config, folder = order
+        from llama_lab.process import prepare, quiet_libraries
+
+        prepare(config)
+        from llama_lab.runner import train_along
+
+        quiet_libraries(config)
+        train_along(config, folder)
+    return 0
+
+
+def _exchange(value: Any) -> Any:
+    """What the first process says, in all of them."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # not by accelerate: it imports the hub's library, which must not be before `prepare`
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    return said[0]

@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from omegaconf import OmegaConf
 
-from benchmarks.sweep import RESULTS, TRIALS, write_rows
+from benchmarks.sweep import RESULTS, write_rows
 from llama_lab.paths import CONF_DIR
 from llama_lab.sweep.methods import PrunerName, PrunerSettings
 from llama_lab.sweep.samplers import make_pruner
@@ -36,6 +36,8 @@ Candidate = tuple[PrunerSettings, int]
 SHARES = (8, 4)
 """That step is one of so many."""
 RIDGE = 0.02
+TRIALS = 16
+"""Of a simulated study without pruning, as of the recorded one."""
 
 
 def candidates(num_steps: int) -> list[Candidate]:
@@ -149,7 +151,7 @@ def measure(records: list[dict[str, Any]], candidate: Candidate, orders: int, st
     surrogate = fit(records, list(range(num_steps // SHARES[0], num_steps + 1, num_steps // SHARES[0])))
     shipped = OmegaConf.load(CONF_DIR / "search" / "lora_quant.yaml")
     space = parse_space(dict(shipped.hydra.sweeper.params), [])
-    budget = TRIALS["none"] * num_steps
+    budget = TRIALS * num_steps
     unpruned = (PrunerSettings(name=PrunerName.none), num_steps)
     targets = [best_within(simulate(surrogate, space, unpruned, seed, budget), budget) for seed in range(studies)]
     half = [
@@ -182,6 +184,7 @@ def main() -> None:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     recorded = json.loads((RESULTS / "sweep_halving.json").read_text())["rows"]
+    recorded = [row for row in recorded if row["sampler"] == "tpe"]
     records = [record | {"whole": row["pruner"] == "none"} for row in recorded for record in row["record"]]
     num_steps = max(step for record in records for step, _ in record["curve"])
     rows = []

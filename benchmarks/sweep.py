@@ -34,11 +34,18 @@ TARGET_MS = 150
 """Issue 4: what our study may add to a job of Hydra's."""
 FEW, MANY = 4, 24
 SYSTEMS = ("optuna_memory", "optuna_journal", "hydra_grid", "study")
-PRUNERS = {"none": ["trainer.eval_steps=2"], "successive_halving": []}
-"""The pruners of `halving`, each with words of its own: whole trials are measured often, for benchmarks/rungs.py."""
+PRUNERS = ("none", "successive_halving")
+DEFAULTS = {
+    # both studies then train the same points, and what differs is the pruner's alone
+    "hydra/sweeper/sampler": "random",
+    "hydra.sweeper.n_trials": "24",
+    "trainer.eval_steps": "4",  # an eighth of a trial, as a pruner measures where it is not said
+    "dataset.max_train_rows": "64",
+    "dataset.max_eval_rows": "16",
+    "trainer.save_steps": "0",
+}
+"""Of `halving`; words on the command line win."""
 SEARCHED = ("lora.r", "lora.alpha", "lora.dropout", "trainer.learning_rate", "quant")
-TRIALS = {"none": 16, "successive_halving": 24}
-"""Trials of each: what a pruner saves of a trial it may spend on others. Compared are optimizer steps."""
 
 
 def nothing(order: Any, pipe: Any) -> None:
@@ -118,16 +125,17 @@ def overhead(runs: int) -> list[dict[str, Any]]:
 
 
 def halving(words: list[str], seed: int, folder: Path) -> list[dict[str, Any]]:
-    """The study lora_quant with every trial whole and with successive halving: the same points as far as results allow.
+    """The study lora_quant with every trial whole and with successive halving.
 
     Args:
         folder: where the studies lie; those that have ended there are only read.
     """
     found = []
-    for pruner, also in PRUNERS.items():
+    settings = DEFAULTS | dict(word.split("=", 1) for word in words)
+    words = [f"{key}={value}" for key, value in settings.items()]
+    for pruner in PRUNERS:
         place = folder / str(seed) / pruner
         own = [f"hydra/sweeper/pruner={pruner}", f"hydra.sweep.dir={place}", f"hydra.sweeper.seed={seed}"]
-        own += [f"hydra.sweeper.n_trials={TRIALS[pruner]}", *also]
         command = [sys.executable, "-m", "llama_lab", "-m", "search=lora_quant", "tracking=none", *own, *words]
         subprocess.run(command, cwd=folder, env=_environment(), check=True, stdout=sys.stderr)
         found.append((pruner, _trials(place)))
@@ -157,6 +165,7 @@ def _study_row(pruner: str, trials: list[Trial], *, target: float, words: list[s
     return (
         {
             "case": "halving",
+            "sampler": dict(word.split("=", 1) for word in words)["hydra/sweeper/sampler"],
             "pruner": pruner,
             "words": words,
             "seed": seed,

@@ -97,18 +97,19 @@ def sweep_halving_table() -> str:
     """The same studies with every trial whole and with bad trials ended early."""
     rows = json.loads(HALVING.read_text())["rows"]
     lines = [
-        "| seed | pruner | trials, whole ones | best loss | optimizer steps | steps to the best loss of `none` |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| sampler, seed | pruner | trials, whole ones | best loss | optimizer steps | steps to the best of `none` |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        whole = next(r["optimizer_steps"] for r in rows if (r["seed"], r["pruner"]) == (row["seed"], "none"))
+        study = (row["sampler"], row["seed"])
+        whole = next(r["optimizer_steps"] for r in rows if (r["sampler"], r["seed"], r["pruner"]) == (*study, "none"))
         reached = row["steps_to_best_of_none"]
         share = f"{reached} = {reached / whole:.1%} of {whole}" if reached else "not reached"
         lines.append(
-            f"| {row['seed']} | `{row['pruner']}` | {row['trials']}, {row['whole_trials']} | {row['best_loss']:.3f} | "
-            f"{row['optimizer_steps']} | {share} |"
+            f"| `{row['sampler']}`, {row['seed']} | `{row['pruner']}` | {row['trials']}, {row['whole_trials']} | "
+            f"{row['best_loss']:.3f} | {row['optimizer_steps']} | {share} |"
         )
-    said = " ".join(rows[0]["words"])
+    said = " ".join(word for word in rows[-1]["words"] if word.startswith(("dataset", "trainer")))
     source = f"`search=lora_quant {said}`, {rows[0]['cpu']}"
     return "\n".join([*lines, "", f"{source}: benchmarks/results/sweep_halving.json."])
 

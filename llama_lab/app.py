@@ -35,7 +35,7 @@ from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
 from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
-from llama_lab.ranks import num_ranks
+from llama_lab.ranks import check_no_sweep
 from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
 from llama_lab.stacked.launcher import TARGET as STACKED_LAUNCHER
 from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
@@ -72,11 +72,7 @@ class CheckFirst(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         """Check the folder and, of a grid, the runs; our own sweeper checks its study, another one's is not known."""
         with _ends_the_process():
-            if num_ranks() > 1:
-                raise ConfigError(
-                    "Several processes train one run together (accelerate launch, torchrun), and -m starts many runs. "
-                    "Leave one of the two out: a study gives each trial a GPU of its own."
-                )
+            check_no_sweep()
             on_ray = RAY_PLUGIN in config.hydra.launcher._target_
             if on_ray and find_spec(RAY_PLUGIN) is None:
                 raise missing_launcher("ray")  # its YAML is ours, so that Hydra finds it in any case

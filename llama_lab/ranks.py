@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config import RunConfig
+from llama_lab.errors import ConfigError
 
 PATIENCE = timedelta(hours=12)
 """The others wait so long while the first measures, or fills the cache of rows."""
@@ -27,6 +28,19 @@ def num_ranks() -> int:
 def is_first() -> bool:
     """Whether this process writes the run's files; true where there is no other."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_no_sweep() -> None:
+    """Call it where many runs are started.
+
+    Raises:
+        ConfigError: this is one process of several.
+    """
+    if num_ranks() > 1:
+        raise ConfigError(
+            "Several processes train one run together (accelerate launch, torchrun), and -m starts many runs. "
+            "Leave one of the two out: a study gives each trial a GPU of its own."
+        )
 
 
 def tell(order: Order | None) -> None:
@@ -50,7 +64,7 @@ def follow() -> int:
         from llama_lab.process import prepare, quiet_libraries
 
         prepare(config)
-        from llama_lab.runner import train_along
+        from llama_lab.along import train_along
 
         quiet_libraries(config)
         train_along(config, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
-from llama_lab.training import FitSettings, last_checkpoint, step_of
+from llama_lab.training import fit_settings, last_checkpoint, step_of
 
 
 @dataclass(kw_only=True)
@@ -92,24 +92,6 @@ def run(
         return run_dir.read_result()
 
 
-def train_along(config: RunConfig, folder: Path) -> None:
-    """What the processes beside the first one do of its run (ranks.py): the same training, on their share of the rows.
-
-    Args:
-        config: settings of the run, with the micro-batch that the first process has chosen.
-    """
-    tokenizer = load_tokenizer(config.model)
-    splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
-    backend = OwnBackend()
-    adapted = backend.adapted(config, tokenizer)
-    settings = _fit_settings(config, RunDir(folder), Engine.standard, Memory.balanced, lambda said: None)
-    if prepared := prepare(adapted.model, tokenizer, splits, settings):
-        prepared.fit(settings, Listeners(), dict)
-        return
-    rows = training_rows(splits.train.tokens, config.dataset)
-    backend.fit(adapted, tokenizer, rows, settings, Listeners(), dict)
-
-
 def _load(
     config: RunConfig,
     run_dir: RunDir,
@@ -132,7 +114,7 @@ def _load(
         display.note(f"{adapted.note}.")
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     num_params = count_params(adapted.model, adapted.adapter_name)
-    settings = _fit_settings(config, run_dir, Engine.standard, Memory.balanced)
+    settings = fit_settings(config, run_dir, Engine.standard, Memory.balanced)
     evaluator = Evaluator(
         config=config,
         model=adapted.model,
@@ -205,29 +187,12 @@ def _fit(loaded: _Loaded) -> FitResult:
     memory, note = loaded.backend.memory(config, adapted, loaded.longest_row)
     if note:
         loaded.display.note(f"{note}.")
-    settings = _fit_settings(config, run_dir, adapted.engine, memory, loaded.display.note)
+    settings = fit_settings(config, run_dir, adapted.engine, memory, loaded.display.note)
     listeners = Listeners(loaded.tracking, loaded.display, *loaded.listeners)
     if evaluator.prepared:
         return evaluator.prepared.fit(settings, listeners, evaluator.held_out)
     rows = training_rows(evaluator.splits.train.tokens, config.dataset)
     return loaded.backend.fit(adapted, evaluator.tokenizer, rows, settings, listeners, evaluator.held_out)
-
-
-def _fit_settings(
-    config: RunConfig, run_dir: RunDir, engine: Engine, memory: Memory, note: Callable[[str], None] = print
-) -> FitSettings:
-    runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
-    return FitSettings(
-        trainer=config.trainer,
-        seed=config.seed,
-        checkpoints=run_dir.checkpoints,
-        engine=engine,
-        memory=memory,
-        note=note,
-        autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
-        pad_to_multiple_of=config.dataset.pad_to_multiple_of,
-        runtime_before_s=runtimes[-1] if runtimes else 0.0,
-    )
 
 
 def _measure_before(loaded: _Loaded) -> Measurement | None:

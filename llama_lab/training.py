@@ -15,10 +15,12 @@ import torch
 
 from llama_lab import ranks
 from llama_lab.choices import Engine, Memory
-from llama_lab.config import TrainerSettings
+from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.events import Listener
+from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult
+from llama_lab.rundir import RunDir
 
 PARTIAL = ".partial"
 """The folder in which a checkpoint is written before it gets its name."""
@@ -45,6 +47,28 @@ class FitSettings:
     """Seconds of training before the checkpoint that is resumed from."""
     note: Callable[[str], None] = print
     """Tells the user one line."""
+
+
+def fit_settings(
+    config: RunConfig, run_dir: RunDir, engine: Engine, memory: Memory, note: Callable[[str], None] = print
+) -> FitSettings:
+    """What training needs to know of a run.
+
+    Args:
+        note: tells the user one line.
+    """
+    runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
+    return FitSettings(
+        trainer=config.trainer,
+        seed=config.seed,
+        checkpoints=run_dir.checkpoints,
+        engine=engine,
+        memory=memory,
+        note=note,
+        autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
+        pad_to_multiple_of=config.dataset.pad_to_multiple_of,
+        runtime_before_s=runtimes[-1] if runtimes else 0.0,
+    )
 
 
 @dataclass(kw_only=True)

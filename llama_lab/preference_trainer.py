@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +71,23 @@ class PreferenceTrainer:
         for start in range(0, len(rows), batch_size):
             some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
             batch = {name: value.to(self.model.device) for name, value in self.trainer.data_collator(some).items()}
-            with self.trainer.compute_loss_context_manager():
+            with self.trainer.compute_loss_context_manager(), _alone(self.trainer.accelerator):
                 total += self.trainer.compute_loss(self.model, batch).item() * len(some)
         return total / len(rows)
 
     def _rewards(self, valid: Split, batch_size: int) -> dict[str, float]:
         beta, refers = self.trainer.beta, isinstance(self.trainer, DPOTrainer | KTOTrainer)
         return rewards_of(self.model, self.tokenizer, valid.tokens, beta=beta, refers=refers, batch_size=batch_size)
+
+
+@contextmanager
+def _alone(accelerator: Any) -> Iterator[None]:
+    """Nothing is gathered from other processes: the first one alone measures (ranks.py)."""
+    accelerator.gather = accelerator.gather_for_metrics = accelerator.reduce = lambda tensor, *_, **__: tensor
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics, accelerator.reduce
 
 
 def prepare_trainer(

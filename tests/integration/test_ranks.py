@@ -42,6 +42,16 @@ def test_two_processes_train_what_one_does_with_twice_the_rows(launched, lab, tm
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+@pytest.mark.slow
+def test_stages_and_preferences_are_trained_by_two_processes(launched, tmp_path):
+    words = ["experiment=sft_then_dpo", "model=tiny", "trainer.max_steps=3", "tracking=none", "dataset.max_eval_rows=4"]
+    done = launched(*words, "dataset.metrics=[]", "generation.num_prompts=0", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [read_json(tmp_path / "two" / stage / "result.json") for stage in ("1_sft", "2_dpo")]
+    assert [result["status"] for result in results] == ["ok", "ok"]
+    assert "reward_margin" in results[1]
+
+
 def test_a_sweep_by_several_processes_is_refused(lab, tmp_path):
     done = lab("-m", "model=tiny", "seed=0,1", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2

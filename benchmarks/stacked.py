@@ -32,25 +32,6 @@ WARM, STEPS = 6, 26
 """Micro-steps before the clock starts, and in all; compiling and recording are over by then."""
 
 
-class Silent:
-    """Hears everything and says nothing."""
-
-    def started(self, start_step: int, num_steps: int) -> int | None:
-        return None
-
-    def stepped(self, step: int) -> None:
-        pass
-
-    def logged(self, step: int, metrics: dict[str, float]) -> None:
-        pass
-
-    def saved(self, step: int, checkpoint: Path) -> None:
-        pass
-
-    def ended(self) -> None:
-        pass
-
-
 def main() -> int:
     """Measure, print a JSON line a case, and add the rows to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,6 +132,7 @@ class Bench:
         from llama_lab.data.batches import training_rows
         from llama_lab.data.splits import build_splits
         from llama_lab.engine.row import Row
+        from llama_lab.events import Listeners
         from llama_lab.lora import add_named_adapter
         from llama_lab.training import FitSettings
 
@@ -169,7 +151,7 @@ class Bench:
             autocast_bf16=False,
             memory=Memory(self.memory),
         )
-        return Row(self.model, name, self.tokenizer, train, settings, Silent(), dict)
+        return Row(self.model, name, self.tokenizer, train, settings, Listeners(), dict)
 
     def _words(self, rank: int, tokens: int, file: Path) -> list[str]:
         return [

@@ -72,6 +72,7 @@ class OwnBackend:
     """A run that has its base for itself."""
 
     def adapted(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Adapted:
+        """A base that is loaded for this run."""
         model = _adapted_base(config, tokenizer)
         choice = choose_for(config, model)
         if choice.speeds_up_model:
@@ -79,6 +80,7 @@ class OwnBackend:
         return Adapted(model=model, adapter_name=OWN_ADAPTER, engine=choice.engine, note=choice.note)
 
     def memory(self, config: RunConfig, adapted: Adapted, longest: int) -> tuple[Memory, str | None]:
+        """The fastest level that fits on this GPU, or as asked for; elsewhere there is nothing to choose."""
         if adapted.engine is Engine.standard or not torch.cuda.is_available():
             return Memory.balanced, None
         return memory_level(config, base_shape(config.model), longest)
@@ -92,6 +94,7 @@ class OwnBackend:
         listener: Listener,
         evaluate: Callable[[], dict[str, float]],
     ) -> FitResult:
+        """By the engine's own loop, or TRL's trainer."""
         return fit_of(adapted.engine)(adapted.model, tokenizer, train, settings, listener, evaluate)
 
 

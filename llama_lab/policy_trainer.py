@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -25,7 +24,7 @@ from llama_lab.preference_batches import check_num_prompts
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
 from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
-from llama_lab.trainer import shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import NoModelCard, adapter_kept, shared_arguments, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ class PolicyTrainer:
 
     def fit(self, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]) -> FitResult:
         """Train the adapter in place; see trainer.fit."""
-        set_seed(settings.seed)
         result = train_with(self.trainer, settings, listener, evaluate)
         equal = [row["frac_reward_zero_std"] for row in self.trainer.state.log_history if "frac_reward_zero_std" in row]
         if equal and min(equal) == 1.0:
@@ -97,17 +95,14 @@ def prepare_policy_trainer(
     check_num_prompts(len(train.tokens), t)
     worths = {name: worth_of(name, t) for name in t.rewards or []}
     kind, arguments = KINDS[t.name]
-    before = {name: param.detach().float().clone() for name, param in model.named_parameters() if param.requires_grad}
-    trainer = kind(
-        model=model,
-        reward_funcs=[_for_trl(name, worth) for name, worth in worths.items()],
-        args=arguments(**_arguments(settings)),
-        train_dataset=_prompts(train),
-        processing_class=tokenizer,
-    )
-    for name, param in model.named_parameters():
-        if name in before:
-            param.data = before[name]
+    with adapter_kept(model):
+        trainer = kind(
+            model=model,
+            reward_funcs=[_for_trl(name, worth) for name, worth in worths.items()],
+            args=arguments(**_arguments(settings)),
+            train_dataset=_prompts(train),
+            processing_class=tokenizer,
+        )
     take_out_printers(trainer)
     weights = t.reward_weights or [1.0] * len(worths)
     return PolicyTrainer(trainer=trainer, model=model, tokenizer=tokenizer, worths=worths, weights=weights)
@@ -142,7 +137,7 @@ def worth_of(name: str, trainer: TrainerSettings) -> Worth:
     ]
 
 
-class _Ours:
+class _Ours(NoModelCard):
     """What is ours in TRL's trainers: prompts as in all training, rows in an order that a resumed run finds again."""
 
     def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -156,9 +151,6 @@ class _Ours:
         sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
         sampler.__class__ = _EpochSampler
         return sampler
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint is for going on, not for sharing."""
 
 
 class _EpochSampler(RepeatSampler):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import set_seed
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from llama_lab.choices import TrainerLoss, TrainerName
@@ -20,7 +19,7 @@ from llama_lab.own_settings import OWN_SETTINGS
 from llama_lab.preference_batches import PairCollator, SideCollator, SingleCollator, single_answers
 from llama_lab.preference_score import rewards_of
 from llama_lab.results import FitResult, Score
-from llama_lab.trainer import adapter_kept, shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import ReadyRows, adapter_kept, shared_arguments, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ class PreferenceTrainer:
 
     def fit(self, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]) -> FitResult:
         """Train the adapter in place; see trainer.fit."""
-        # what was measured since the trainer was made drew random numbers, and a resumed run does not measure again
-        set_seed(settings.seed)
         return train_with(self.trainer, settings, listener, evaluate)
 
     def score(
@@ -100,25 +97,11 @@ def prepare_trainer(
     return PreferenceTrainer(trainer=trainer, model=model, tokenizer=tokenizer)
 
 
-class _Ready:
-    """What our rows need no more of TRL's trainers: tokens, and a model card in every checkpoint."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
-
-    def tokenize_row(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """ORPO's name of the same: no column is added."""
-        return {}
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint is for going on, not for sharing."""
-
-
-class _DPO(_Ready, DPOTrainer):
+class _DPO(ReadyRows, DPOTrainer):
     pass
 
 
-class _KTO(_Ready, KTOTrainer):
+class _KTO(ReadyRows, KTOTrainer):
     pass
 
 
@@ -149,8 +132,10 @@ def _kto(model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, s
 def _orpo(model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, settings: FitSettings) -> Any:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # TRL warns of what is experimental when it is imported
 
-    class ORPO(_Ready, ORPOTrainer):
-        pass
+    class ORPO(ReadyRows, ORPOTrainer):
+        def tokenize_row(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            """ORPO's way to prepare rows: no column is added."""
+            return {}
 
     longest = max(map(len, train["input_ids"]))  # rows are cut already; null would mean 512 to it
     return ORPO(

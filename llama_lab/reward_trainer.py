@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from llama_lab.config import EvaluateSettings
@@ -17,7 +16,7 @@ from llama_lab.events import Listener
 from llama_lab.preference_batches import Batch, PairCollator, Rows
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import scores
-from llama_lab.trainer import adapter_kept, shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import ReadyRows, adapter_kept, shared_arguments, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ class ScoreTrainer:
 
     def fit(self, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]) -> FitResult:
         """Train adapter and score in place; see trainer.fit."""
-        set_seed(settings.seed)
         return train_with(self.trainer, settings, listener, evaluate)
 
     def score(
@@ -83,14 +81,8 @@ def prepare_reward_trainer(
     return ScoreTrainer(trainer=trainer, model=model, tokenizer=tokenizer)
 
 
-class _Trainer(RewardTrainer):
-    """TRL's trainer of rows that are tokens already, without a model card in every checkpoint."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a checkpoint is for going on, not for sharing."""
+class _Trainer(ReadyRows, RewardTrainer):
+    pass
 
 
 class _WholeAnswers(PairCollator):

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from llama_lab import ranks
@@ -52,6 +52,8 @@ def train_with(
     trainer: Any, settings: FitSettings, listener: Listener, evaluate: Callable[[], dict[str, float]]
 ) -> FitResult:
     """Run any of TRL's trainers to its end, from the last complete checkpoint if there is one; see `fit`."""
+    # what was measured since the trainer was made drew random numbers, and a resumed run does not measure again
+    set_seed(settings.seed)
     with recording(settings, listener, evaluate) as (start, recorder):
         trainer.add_callback(_Teller(recorder))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -141,11 +143,22 @@ def take_out_printers(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-class _Trainer(SFTTrainer):
-    """TRL's trainer without a model card in every checkpoint."""
+class NoModelCard:
+    """TRL's trainers without a model card in every checkpoint."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: a checkpoint is for going on, not for sharing."""
+
+
+class ReadyRows(NoModelCard):
+    """TRL's trainers of rows that are tokens already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+class _Trainer(NoModelCard, SFTTrainer):
+    pass
 
 
 class _FastTrainer(_Trainer):

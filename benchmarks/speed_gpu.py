@@ -1,9 +1,10 @@
 """How fast a GPU trains a Llama-2-7B with QLoRA: whole runs of ours beside TRL and Unsloth on the same card.
 
-    python -m benchmarks.speed_gpu BASE                          # our runs; one JSON line a case
-    python -m benchmarks.speed_gpu BASE --peers FOLDER           # TRL's and Unsloth's, by FOLDER/bench.py
-    python -m benchmarks.speed_gpu BASE --sweep                  # over tokens a step, rank and quant type
-    python -m benchmarks.speed_gpu BASE --first-step             # seconds from the command to the first step, twice
+    python -m benchmarks.speed BASE                          # our runs; one JSON line a case
+    python -m benchmarks.speed BASE --peers FOLDER           # TRL's and Unsloth's, by FOLDER/bench.py
+    python -m benchmarks.speed BASE --sweep                  # over tokens a step, rank and quant type
+    python -m benchmarks.speed BASE --sweep --only rank      # of that, the cases with this in their name
+    python -m benchmarks.speed BASE --first-step             # seconds from the command to the first step, twice
 
 BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
 Rows are random words whose lengths are spread as those of chats (log-normal, about 290 tokens a row), packed; real
@@ -24,15 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import RESULTS as CPU_RESULTS
+from benchmarks.speed_cases import ALL_LINEAR, PEERS, cases, packed, sweep
+
+if TYPE_CHECKING:
+    from llama_lab.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = CPU_RESULTS.with_name("speed.json")
+SWEEP_RESULTS = CPU_RESULTS.with_name("speed_sweep.json")
+COMMAND = "python -m benchmarks.speed BASE"
 FIRST, LAST = 12, 44
 """Logged steps between which is measured; checkpoints are written at 25 and at the end."""
 WORDS = [
@@ -49,46 +57,6 @@ WORDS = [
     "trainer.logging_steps=4",
     f"trainer.max_steps={LAST}",
 ]
-ALL_LINEAR = ("lora=all_linear", "lora.r=16", "lora.dropout=0.05", "quant=nf4")
-QV = ("lora=attention", "lora.r=8", "lora.dropout=0.05", "quant=nf4")
-
-Case = tuple[str, list[str]]
-"""Its name, and the words of the run."""
-
-
-def packed(num_tokens: int) -> list[str]:
-    """Words for so many tokens a step."""
-    length = min(num_tokens, 1024)
-    return [f"dataset.max_length={length}", f"trainer.per_device_train_batch_size={num_tokens // length}"]
-
-
-def cases() -> list[Case]:
-    """The targets of the fast engine, and of the leanest memory."""
-    found = [(f"{n}", [*ALL_LINEAR, "trainer.memory=fast", *packed(n)]) for n in (256, 1024, 2048, 8192)]
-    found += [(f"{n}, lean", [*ALL_LINEAR, "trainer.memory=lean", *packed(n)]) for n in (1024, 2048, 8192)]
-    return [*found, ("1024, lean, q and v", [*QV, "trainer.memory=lean", *packed(1024)])]
-
-
-def sweep() -> list[Case]:
-    """What tokens a step, rank and quant type cost."""
-    base = ["lora=all_linear", "lora.dropout=0.05"]
-    by_tokens = [(f"tokens {n}", [*ALL_LINEAR, *packed(n)]) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)]
-    by_rank = [(f"rank {r}", [*base, f"lora.r={r}", "quant=nf4", *packed(2048)]) for r in (8, 64, 256)]
-    by_quant = [(f"quant {q}", [*base, "lora.r=16", f"quant={q}", *packed(2048)]) for q in ("fp4", "none")]
-    return by_tokens + by_rank + by_quant
-
-
-PEERS: list[tuple[str, str, list[str]]] = [
-    ("256", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=1"]),
-    ("1024", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=4"]),
-    ("2048", "trl", ["gc=0", "targets=all", "r=16", "dropout=0.05", "bs=8"]),
-    ("8192", "trl", ["gc=1", "targets=all", "r=16", "dropout=0.05", "bs=8", "packing=1", "liger=1"]),
-    ("256", "unsloth", ["gc=1", "targets=all", "r=16", "dropout=0", "bs=1"]),
-    ("1024", "unsloth", ["gc=0", "targets=all", "r=16", "dropout=0", "bs=4"]),
-    ("2048", "unsloth", ["gc=0", "targets=all", "r=16", "dropout=0", "bs=8"]),
-    ("8192", "unsloth", ["gc=1", "targets=all", "r=16", "dropout=0", "bs=28"]),
-]
-"""Unsloth at the settings that are its fastest there; its fast kernels need dropout 0."""
 
 
 def main() -> int:
@@ -99,22 +67,37 @@ def main() -> int:
     parser.add_argument("--only", default="", help="the system, the case or both, such as 'trl 8192'")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--first-step", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
+    parser.add_argument("--out", type=Path, help="rows of the same case and system are replaced")
     parser.add_argument("words", nargs="*", help="more settings for our runs")
     args = parser.parse_intermixed_args()
+    out = args.out or (SWEEP_RESULTS if args.sweep else RESULTS)
     rows = peer_rows(args) if args.peers else first_steps(args) if args.first_step else our_rows(args)
     for row in rows:
         print(json.dumps(row), flush=True)
-        add(args.out, row)
+        add(out, row)
     return 0
 
 
 def our_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each of our runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, words in sweep() if args.sweep else cases():
-            if args.only in name:
-                yield our_row(name, words, args, Path(folder))
+    """A row for each of our runs; after one that fails the others are measured first.
+
+    Raises:
+        SystemExit: names those that failed.
+    """
+    failed = []
+    for name, words in sweep() if args.sweep else cases():
+        if args.only not in name:
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as folder:  # one each: checkpoints of rank 256 fill a disk
+                row = our_row(name, words, args, Path(folder))
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+        else:
+            yield row
+    if failed:
+        raise SystemExit(f"Failed: {'; '.join(failed)}. What they raised stands above.")
 
 
 def our_row(name: str, words: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -123,25 +106,21 @@ def our_row(name: str, words: list[str], args: argparse.Namespace, folder: Path)
     from rich.console import Console
 
     from llama_lab.compose import compose_words
-    from llama_lab.memory import estimate
-    from llama_lab.model import base_shape
     from llama_lab.runner import run
 
     file = folder / "rows.jsonl"
     length, rows = (int(word.split("=")[1]) for word in words[-2:])  # as `packed` wrote them
     write_rows(file, length, rows * (LAST + 4))
     config = compose_words([*WORDS, f"model.name={args.base}", f"dataset.path={file}", *words, *args.words])
+    gc.collect()  # what the case before has left
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
     out = folder / name.replace(" ", "_").replace(",", "")
     result = run(config, out, words, Console(file=sys.stderr))
     found = between(out / "metrics.jsonl")
-    shape, room = base_shape(config.model), 71.0
-    predicted = estimate(shape, config, length=config.dataset.max_length, padded=True, room_gib=room).total
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    level, predicted = planned(config)
     return {
         "case": name,
         "system": "llama_lab",
@@ -149,10 +128,29 @@ def our_row(name: str, words: list[str], args: argparse.Namespace, folder: Path)
         **found,
         "peak_memory_gib": round(result["peak_memory_gib"], 2),
         "predicted_gib": round(predicted, 2),
+        "memory": level,
         "whole_run_s": round(time.monotonic() - began, 1),
         "settings": [*words, *args.words],
-        "command": "python -m benchmarks.speed_gpu BASE" + (" --sweep" if args.sweep else ""),
+        "command": COMMAND + (" --sweep" if args.sweep else ""),
     }
+
+
+def planned(config: RunConfig) -> tuple[str | None, float]:
+    """The level of trainer.memory that a run takes here, None where TRL trains it; and its predicted peak in GiB."""
+    import torch
+
+    from llama_lab.activations import Device
+    from llama_lab.cards import USABLE_SHARE
+    from llama_lab.memory import estimate, fastest_fit, is_fast
+    from llama_lab.model import base_shape
+
+    on_gpu = torch.cuda.is_available()
+    room = USABLE_SHARE * (torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 80)
+    shape, length = base_shape(config.model), config.dataset.max_length
+    peak = estimate(shape, config, length=length, padded=True, room_gib=room).total
+    if not is_fast(config, Device.gpu):
+        return None, peak
+    return str(fastest_fit(shape, config, length=length, room_gib=room)), peak
 
 
 def between(metrics: Path) -> dict[str, float]:
@@ -192,7 +190,7 @@ def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "step_ms": result["step_ms"],
             "peak_memory_gib": result["peak_gb"],
             "settings": settings,
-            "command": "python -m benchmarks.speed_gpu BASE --peers FOLDER",
+            "command": f"{COMMAND} --peers FOLDER",
         }
 
 
@@ -216,7 +214,7 @@ def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 **head(),
                 "until_first_step_s": round(seconds, 1),
                 "settings": words,
-                "command": "python -m benchmarks.speed_gpu BASE --first-step",
+                "command": f"{COMMAND} --first-step",
             }
 
 

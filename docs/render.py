@@ -1,6 +1,6 @@
-"""Writes the numbers of README.md and docs/ from the files of the runs they come from; with --check only compares.
+"""Writes the numbers of README.md and docs/, and the picture of speed, from the files of the runs they come from.
 
-python docs/render.py
+python docs/render.py             # with --check it only compares
 """
 
 import json
@@ -9,9 +9,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from render_speed import SPEED_H200, learning_table, speed_cpu_table, speed_table, stacked_table
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
+from render_learning import learning_table  # noqa: E402
+from render_profile import speed_profile_table  # noqa: E402
+from render_speed import SPEED_H200, speed_cpu_table, speed_table, stacked_table  # noqa: E402
+from render_sweep import speed_sweep_table  # noqa: E402
+
 RUN = ROOT / "experiments" / "default_run"
 MEMORY = ROOT / "benchmarks" / "results" / "memory.json"
 HALVING = ROOT / "benchmarks" / "results" / "sweep_halving.json"
@@ -179,6 +185,8 @@ BLOCKS = {
     "sweep_halving": sweep_halving_table,
     "speed": speed_table,
     "speed_h200": partial(speed_table, SPEED_H200),
+    "speed_sweep": speed_sweep_table,
+    "speed_profile": speed_profile_table,
     "learning": learning_table,
     "sweep_rungs": sweep_rungs_table,
     "speed_cpu": speed_cpu_table,
@@ -204,10 +212,11 @@ def rendered(text: str) -> str:
 def main(check: bool) -> int:
     """Write the files, or say which are out of date; the exit code."""
     stale = []
-    for path in (ROOT / page for page in PAGES):
-        text = path.read_text(encoding="utf-8")
-        new = rendered(text)
-        if new != text:
+    made = {ROOT / page: rendered((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
+    if picture := speed_sweep_svg():
+        made[IMAGE] = picture
+    for path, new in made.items():
+        if not path.exists() or new != path.read_text(encoding="utf-8"):
             stale.append(path.name)
             if not check:
                 path.write_text(new, encoding="utf-8")

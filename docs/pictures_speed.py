@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 860, 800
 BLUE, ORANGE = COLOURS[:2]
 PLOT = (330, 150)
 """Width and height of a panel between its axes."""
-LEFT, TOP, STEP = (70, 500), 76, 240
+LEFT, TOP, STEP = (70, 500), 90, 240
 """Where the columns begin; where the first row does, and from row to row."""
 
 
@@ -88,7 +88,7 @@ def panel(
     width, height = PLOT
     ends = _rounded(max(value for line in series for value in line.values))
     xs = [x + width * place for place in places]
-    drawn = [text(x, y - 10, title, weight="bold")]
+    drawn = [text(x, y - 30, title, weight="bold")]
     for share in (0, 0.25, 0.5, 0.75, 1):
         at = y + height * (1 - share)
         drawn += [f'<line x1="{x}" y1="{at}" x2="{x + width}" y2="{at}" stroke="{PALE}" stroke-opacity="0.3"/>']
@@ -97,13 +97,11 @@ def panel(
     for line in series:
         ys = [y + height * (1 - value / ends) for value in line.values]
         drawn += _bars(xs, ys, y + height, line) if line.bars else _line(xs, ys, line)
-    legend = x + width
-    for line in reversed(series):
-        drawn.append(text(legend, y - 10, f"{'- - ' if line.dashed else '— '}{line.name}", line.colour, "end"))
-        legend -= 8 * len(line.name) + 28
+    for i, line in enumerate(series):
+        drawn.append(text(x + 110 * i, y - 12, f"{'- - -' if line.dashed else '—'} {line.name}", line.colour))
     if levels:
         changed = [i for i, level in enumerate(levels) if i == 0 or level != levels[i - 1]]
-        drawn += [text(xs[i], y + height + 34, f"memory={levels[i]}", PALE, "middle") for i in changed]
+        drawn += [text(xs[i] - 14, y + height + 34, f"memory={levels[i]}", PALE) for i in changed]
     return drawn
 
 
@@ -144,7 +142,7 @@ def _tokens(case: Swept) -> str:
 def _rounded(value: float) -> float:
     """The next number of which a quarter is a round one."""
     step = 10 ** math.floor(math.log10(value))
-    return next(step * share for share in (1, 2, 4, 6, 8, 10) if step * share >= value)
+    return next(step * share for share in (1, 2, 3, 4, 6, 8, 10) if step * share >= value)
 
 
 def main() -> None:
@@ -152,7 +150,7 @@ def main() -> None:
     picture = speed_sweep_svg()
     if picture is None:
         sys.exit(f"{SWEEP} does not exist. Type on a GPU: python -m benchmarks.speed BASE --sweep")
-    IMAGE.write_text(picture)
+    IMAGE.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from llama_lab.engine.adapter import Matrices
+from llama_lab.engine.entering import Entering
 from llama_lab.engine.frozen import Frozen
-from llama_lab.engine.kernels import add_thinned
-
-IntoA = list[Tensor] | None
-"""(K, N, D) for each adapted layer of a projection; None where all read the input as it is."""
+from llama_lab.engine.kernels import add_thinned, thinned_grad_a, thinned_low
 
 
 @dataclass(kw_only=True)
@@ -42,13 +40,9 @@ class Projection:
         """(K, P, W), the dropout keys of this projection out of those of all; None where nothing is left out."""
         return keys_PKW[self.adapted].transpose(0, 1) if self.dropout and self.num_adapted else None
 
-    def forward(self, x_KND: Tensor, into_a: IntoA) -> tuple[Tensor, Tensor | None]:
-        """(K, N, all O) and the low-rank products (K, P, N, R).
-
-        Args:
-            into_a: what goes into the A of each layer where there is dropout; None where that is x.
-        """
-        low_KPNR, x, num_outputs = self.low(x_KND, into_a), x_KND.flatten(0, 1), sum(self.frozen.sizes)
+    def forward(self, x_KND: Tensor, keys_KPW: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(K, N, all O) and the low-rank products (K, P, N, R)."""
+        low_KPNR, x, num_outputs = self.low(x_KND, keys_KPW), x_KND.flatten(0, 1), sum(self.frozen.sizes)
         if low_KPNR is None:
             return (x @ self.frozen.weight().t()).unflatten(0, x_KND.shape[:2]), None
         y_KNO = x_KND.new_empty(*x_KND.shape[:2], num_outputs)
@@ -61,19 +55,15 @@ class Projection:
         y_KNO.flatten(0, 1).addmm_(x, self.frozen.weight().t())
         return y_KNO, low_KPNR
 
-    def low(self, x_KND: Tensor, into_a: IntoA) -> Tensor | None:
+    def low(self, x_KND: Tensor, keys_KPW: Tensor | None) -> Tensor | None:
         """``s A dropout(x)`` of each adapted layer."""
         if not self.num_adapted:
             return None
         a_KPRD = self.work.first(len(x_KND)).a_KPRD
-        if into_a is None:
-            low = torch.bmm(x_KND, a_KPRD.flatten(1, 2).transpose(1, 2))
-            low_KPNR = low.unflatten(2, a_KPRD.shape[1:3]).transpose(1, 2)
-        else:
-            low_KPNR = x_KND.new_empty(len(x_KND), self.num_adapted, x_KND.shape[1], a_KPRD.shape[2])
-            for i, x_i in enumerate(into_a):
-                torch.bmm(x_i, a_KPRD[:, i].transpose(1, 2), out=low_KPNR[:, i])
-        return self._scaled(low_KPNR)
+        if keys_KPW is not None:
+            return thinned_low(x_KND, a_KPRD, keys_KPW)
+        low = torch.bmm(x_KND, a_KPRD.flatten(1, 2).transpose(1, 2))
+        return self._scaled(low.unflatten(2, a_KPRD.shape[1:3]).transpose(1, 2))
 
     def backward_low(self, grad_KNO: Tensor, low_KPNR: Tensor | None) -> Tensor | None:
         """Gradients of B, written where they belong; that of the low-rank products is returned."""
@@ -88,16 +78,14 @@ class Projection:
             torch.bmm(grad_i, b_KOR[i], out=grad_low[:, i])
         return self._scaled(grad_low)
 
-    def backward_a(self, grad_low_KPNR: Tensor, x_KND: Tensor | None, into_a: IntoA) -> None:
+    def backward_a(self, grad_low_KPNR: Tensor, entering: Entering, keys_KPW: Tensor | None) -> None:
         """Gradient of A."""
         grad_a = self.grad.first(len(grad_low_KPNR)).a_KPRD
-        if into_a is None:
-            assert x_KND is not None
-            low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)  # (K, N, P R)
-            torch.bmm(low.transpose(1, 2), x_KND, out=grad_a.flatten(1, 2))
+        if keys_KPW is not None:
+            thinned_grad_a(entering, grad_low_KPNR, keys_KPW, grad_a)
             return
-        for i, x_i in enumerate(into_a):
-            torch.bmm(grad_low_KPNR[:, i].transpose(1, 2), x_i, out=grad_a[:, i])
+        low = grad_low_KPNR.transpose(1, 2).flatten(2, 3)  # (K, N, P R)
+        torch.bmm(low.transpose(1, 2), entering.value(self.frozen.pieces), out=grad_a.flatten(1, 2))
 
     def backward_x(self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, keys_KPW: Tensor | None) -> Tensor:
         """Gradient of x."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_lab.engine.adapted import IntoA, Projection
+from llama_lab.engine.adapted import Projection
+from llama_lab.engine.entering import Gated, Normed, Plain
 from llama_lab.engine.kernels import gate_back
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.rows import RowBounds, attend
@@ -26,6 +27,8 @@ class Saved:
     x: Tensor
     """The residual stream that enters."""
     x_mlp: Tensor | None = None
+    rstd: tuple[Tensor, ...] = ()
+    """Of both norms."""
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
     attended: Tensor | None = None
     """With the graph of attention behind it."""
@@ -72,8 +75,8 @@ class Block:
             x: (K, N, D) residual stream before the last addition.
             delta: that addition; None where there is none.
         """
-        saved, hidden, into_a = self._until_down(x, delta, step)
-        down, low_down = self.down.forward(hidden, into_a)
+        saved, hidden = self._until_down(x, delta, step)
+        down, low_down = self.down.forward(hidden, saved.keys[3])
         assert saved.x_mlp is not None
         stream = saved.x_mlp
         saved = Saved(x=saved.x) if self.recompute else replace(saved, low=(*saved.low, low_down))
@@ -83,43 +86,40 @@ class Block:
         """Gradient of the stream that enters from that of the stream that leaves; those of A and B are written."""
         with self.gate_up.frozen.held() if self.recompute else nullcontext():
             if saved.attended is None:
-                saved, hidden, into_a = self._until_down(saved.x, None, step)
-                saved.low = (*saved.low, self.down.low(hidden, into_a))
-                del hidden, into_a
+                saved, hidden = self._until_down(saved.x, None, step)
+                saved.low = (*saved.low, self.down.low(hidden, saved.keys[3]))
+                del hidden
             grad = self._mlp_back(grad, saved)
         return self._attention_back(grad, saved, step, need_x=need_x)
 
-    def _until_down(self, x: Tensor, delta: Tensor | None, step: Step) -> tuple[Saved, Tensor, IntoA]:
-        """All that backward needs, and what goes into the last projection and its A."""
-        keys_qkv = self.qkv.keys(step.keys_PKW)
-        x, into_qkv, into_a = self._enter("qkv", self.qkv, x, delta, self.norms[0], keys_qkv)
-        qkv, low_qkv = self.qkv.forward(into_qkv, into_a)
-        del into_qkv, into_a
+    def _until_down(self, x: Tensor, delta: Tensor | None, step: Step) -> tuple[Saved, Tensor]:
+        """All that backward needs, and what goes into the last projection."""
+        keys = tuple(p.keys(step.keys_PKW) for p in (self.qkv, self.out, self.gate_up, self.down))
+        x, into_qkv, rstd_qkv = self._enter("qkv", x, delta, self.norms[0])
+        qkv, low_qkv = self.qkv.forward(into_qkv, keys[0])
+        del into_qkv
         heads = self._turn(qkv, step)
         del qkv
         with torch.enable_grad():
             q, k, v = (part.detach().requires_grad_() for part in heads)
             attended = attend(q, k, v, step.rows, self.scale)
         del heads
-        flat = attended.detach().reshape(*x.shape[:2], -1)
-        keys_out = self.out.keys(step.keys_PKW)
-        out, low_out = self.out.forward(flat, self._dropped("out", self.out, flat, keys_out))
-        keys_mlp = self.gate_up.keys(step.keys_PKW)
-        x_mlp, into_mlp, into_a = self._enter("mlp", self.gate_up, x, out, self.norms[1], keys_mlp)
-        del out, flat
-        gate_up, low_gate_up = self.gate_up.forward(into_mlp, into_a)
-        del into_mlp, into_a
-        hidden, into_a, keys_down = self._gate(gate_up, step)
+        out, low_out = self.out.forward(attended.detach().reshape(*x.shape[:2], -1), keys[1])
+        x_mlp, into_mlp, rstd_mlp = self._enter("mlp", x, out, self.norms[1])
+        del out
+        gate_up, low_gate_up = self.gate_up.forward(into_mlp, keys[2])
+        del into_mlp
         saved = Saved(
             x=x,
             x_mlp=x_mlp,
+            rstd=(rstd_qkv, rstd_mlp),
             qkv=(q, k, v),
             attended=attended,
             gate_up=gate_up,
             low=(low_qkv, low_out, low_gate_up),
-            keys=(keys_qkv, keys_out, keys_mlp, keys_down),
+            keys=keys,
         )
-        return saved, hidden, into_a
+        return saved, self.pieces("gated")(gate_up)
 
     def _mlp_back(self, grad: Tensor, saved: Saved) -> Tensor:
         low_gate_up, low_down = saved.low[2:]
@@ -129,12 +129,11 @@ class Block:
         assert saved.x_mlp is not None
         grad_low = self.down.backward_low(grad, low_down)
         if grad_low is not None:
-            hidden, into_a, _ = self._gate_again(gate_up, keys_down)
-            self.down.backward_a(grad_low, hidden, into_a)
-            del hidden, into_a
+            self.down.backward_a(grad_low, Gated(gate_up=gate_up), keys_down)
         grad_gate_up = gate_back(self.down.backward_x(grad, grad_low, keys_down), gate_up)
         del gate_up
-        return self._branch_back("mlp", self.gate_up, grad_gate_up, low_gate_up, keys_mlp, saved.x_mlp, 1, grad)
+        entered = Normed(x=saved.x_mlp, weight=self.norms[1][0], rstd=saved.rstd[1])
+        return self._branch_back(self.gate_up, grad_gate_up, low_gate_up, keys_mlp, entered, grad)
 
     def _attention_back(self, grad: Tensor, saved: Saved, step: Step, *, need_x: bool) -> Tensor | None:
         low_qkv, low_out = saved.low[:2]
@@ -144,62 +143,40 @@ class Block:
         grad_low = self.out.backward_low(grad, low_out)
         if grad_low is not None:
             flat = saved.attended.detach().reshape(*grad.shape[:2], -1)
-            into_a = self._dropped("out", self.out, flat, keys_out)
-            self.out.backward_a(grad_low, flat, into_a)
-            del flat, into_a
+            self.out.backward_a(grad_low, Plain(x=flat), keys_out)
+            del flat
         if not need_x and not self.qkv.num_adapted:
             return None
         grad_flat = self.out.backward_x(grad, grad_low, keys_out)
         grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
         saved.attended = saved.qkv = None
         grad_qkv = self._turn_back(grads, step).view(*grad.shape[:2], -1)
-        return self._branch_back("qkv", self.qkv, grad_qkv, low_qkv, keys_qkv, saved.x, 0, grad, need_x=need_x)
+        entered = Normed(x=saved.x, weight=self.norms[0][0], rstd=saved.rstd[0])
+        return self._branch_back(self.qkv, grad_qkv, low_qkv, keys_qkv, entered, grad, need_x=need_x)
 
     def _branch_back(
         self,
-        name: str,
         projection: Projection,
         grad_out: Tensor,
         low: Tensor | None,
         keys_KPW: Tensor | None,
-        x: Tensor,
-        norm: int,
+        entered: Normed,
         residual: Tensor,
         *,
         need_x: bool = True,
     ) -> Any:
         """Back through a projection and the norm before it."""
-        weight, eps = self.norms[norm]
         grad_low = projection.backward_low(grad_out, low)
-        if grad_low is not None and keys_KPW is None:
-            projection.backward_a(grad_low, self.pieces("normed")(x, weight, eps), None)
-        elif grad_low is not None:
-            again = self.pieces("normed_dropped", name)
-            projection.backward_a(grad_low, None, again(x, weight, eps, keys_KPW))
+        if grad_low is not None:
+            projection.backward_a(grad_low, entered, keys_KPW)
         if not need_x:
             return None
         grad_x = projection.backward_x(grad_out, grad_low, keys_KPW)
-        return self.pieces("norm_back")(grad_x, x, weight, eps, residual)
+        return self.pieces("norm_back")(grad_x, entered.x, entered.weight, entered.rstd, residual)
 
-    def _enter(
-        self, name: str, projection: Projection, x: Tensor, delta: Tensor | None, norm: Any, keys_KPW: Tensor | None
-    ) -> tuple[Tensor, Tensor, IntoA]:
-        place = name if delta is not None else f"{name}_again"
-        if keys_KPW is None:
-            return *self.pieces("added_normed", place)(x, delta, *norm), None
-        return self.pieces("added_normed_dropped", place)(x, delta, *norm, keys_KPW)
-
-    def _dropped(self, name: str, projection: Projection, x: Tensor, keys_KPW: Tensor | None) -> IntoA:
-        return None if keys_KPW is None else self.pieces("dropped", name)(x, keys_KPW)
-
-    def _gate(self, gate_up: Tensor, step: Step) -> tuple[Tensor, IntoA, Tensor | None]:
-        keys_KPW = self.down.keys(step.keys_PKW)
-        return self._gate_again(gate_up, keys_KPW)
-
-    def _gate_again(self, gate_up: Tensor, keys_KPW: Tensor | None) -> tuple[Tensor, IntoA, Tensor | None]:
-        if keys_KPW is None:
-            return self.pieces("gated")(gate_up), None, None
-        return *self.pieces("gated_dropped")(gate_up, keys_KPW), keys_KPW
+    def _enter(self, name: str, x: Tensor, delta: Tensor | None, norm: Any) -> Any:
+        """The residual stream, what a branch reads of it, and rstd."""
+        return self.pieces("added_normed", name if delta is not None else f"{name}_again")(x, delta, *norm)
 
     def _turn(self, qkv: Tensor, step: Step) -> list[Tensor]:
         heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)

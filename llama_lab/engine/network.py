@@ -87,7 +87,7 @@ class Network:
 
     def _head(self, x: Tensor, delta: Tensor | None, inputs: Inputs) -> Tensor:
         """The losses, and the gradient of the residual stream behind the last block."""
-        x, hidden_KND = self.pieces("added_normed", "head")(x, delta, *self.norm)
+        x, hidden_KND, rstd = self.pieces("added_normed", "head")(x, delta, *self.norm)
         hidden, targets = hidden_KND.flatten(0, 1), inputs.tokens_3KN[1].flatten()
         num_adapters, num_tokens = inputs.tokens_3KN.shape[1:]
         shares = inputs.share_K[:, None].expand(-1, num_tokens).reshape(-1)
@@ -100,7 +100,7 @@ class Network:
             torch.mm(error, self.head, out=grad[part])
             losses.append(loss)
         inputs.losses_K += torch.cat(losses).view(num_adapters, -1).sum(dim=1)
-        return self.pieces("norm_back", "head")(grad.view(x.shape), x, *self.norm, None)
+        return self.pieces("norm_back", "head")(grad.view(x.shape), x, self.norm[0], rstd, None)
 
     def _blocks(self, layers: Any, groups: list[list[Any]], memory: Memory) -> list[Block]:
         adapter = self.adapter

@@ -1,7 +1,7 @@
 """The element-wise parts of a Llama block, forward and backward, each one kernel when compiled.
 
-Plain functions of tensors: nothing here is known to autograd. K adapters, P adapted layers of a projection,
-W words of a dropout key, N tokens, D hidden size, I intermediate size, H heads, E numbers of a head, V words.
+Plain functions of tensors: nothing here is known to autograd. N tokens, I intermediate size, H heads, E numbers of a
+head, V words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from llama_lab.data.templates import IGNORED
-from llama_lab.engine.dropout import thinned
 
 
 def added(x: Tensor, delta: Tensor | None) -> Tensor:
@@ -23,44 +22,23 @@ def added(x: Tensor, delta: Tensor | None) -> Tensor:
     return x if delta is None else x + delta
 
 
-def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``weight · x / sqrt(mean(x²) + eps)`` (arXiv 1910.07467), in fp32 as transformers does."""
-    wide = x.to(_wide(x))
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+def normed_by(x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
+    """The norm again, from ``1 / sqrt(mean(x²) + eps)``."""
+    return weight * (x * rstd).to(x.dtype)
 
 
-def dropped(x_KND: Tensor, keys_KPW: Tensor) -> list[Tensor]:
-    """(K, N, D) for each layer: what goes into its A.
-
-    One tensor a layer and not one for all: so every place is its own index, which costs the compiler no division.
-    """
-    return [thinned(x_KND, keys_KPW[:, i]) for i in range(keys_KPW.shape[1])]
-
-
-def added_normed(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream, and what a branch reads of it."""
+def added_normed(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual stream; its norm ``weight · x / sqrt(mean(x²) + eps)`` (arXiv 1910.07467), which is what a branch
+    reads of it, in fp32 as transformers does; and what it was multiplied by, (..., 1)."""
     x = added(x, delta)
-    return x, normed(x, weight, eps)
-
-
-def normed_dropped(x_KND: Tensor, weight: Tensor, eps: float, keys_KPW: Tensor) -> list[Tensor]:
-    """What goes into each A, computed again from the residual stream."""
-    return dropped(normed(x_KND, weight, eps), keys_KPW)
-
-
-def added_normed_dropped(
-    x_KND: Tensor, delta: Tensor | None, weight: Tensor, eps: float, keys_KPW: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The residual stream, what a branch reads of it, and what goes into each A."""
-    x, out = added_normed(x_KND, delta, weight, eps)
-    return x, out, dropped(out, keys_KPW)
-
-
-def norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor:
-    """Gradient of the residual stream, from that of its norm and from `residual` past the branch."""
-    wide, g = x.to(_wide(x)), (grad * weight).to(_wide(x))
+    wide = x.to(_wide(x))
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    out_wide = wide * rstd
+    return x, normed_by(x, weight, rstd), rstd
+
+
+def norm_back(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, residual: Tensor | None) -> Tensor:
+    """Gradient of the residual stream, from that of its norm and from `residual` past the branch."""
+    g, out_wide = (grad * weight).to(_wide(x)), x * rstd
     out = rstd * (g - out_wide * (g * out_wide).mean(-1, keepdim=True))
     return out.to(x.dtype) if residual is None else (out + residual).to(x.dtype)
 
@@ -69,12 +47,6 @@ def gated(gate_up: Tensor) -> Tensor:
     """``silu(gate) · up`` (arXiv 2002.05202) of (..., 2 I), gate first."""
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate) * up
-
-
-def gated_dropped(gate_up_KNI: Tensor, keys_KPW: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """`gated`, and what goes into the A of the layer behind it."""
-    out = gated(gate_up_KNI)
-    return out, dropped(out, keys_KPW)
 
 
 def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:

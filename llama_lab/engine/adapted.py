@@ -13,7 +13,14 @@ from torch import Tensor
 from llama_lab.engine.adapter import Matrices
 from llama_lab.engine.entering import Entering
 from llama_lab.engine.frozen import Frozen
-from llama_lab.engine.kernels import add_thinned, thinned_grad_a, thinned_low
+from llama_lab.engine.kernels import (
+    add_thinned,
+    back_low,
+    gate_back,
+    gate_back_thinned,
+    thinned_grad_a,
+    thinned_low,
+)
 
 
 @dataclass(kw_only=True)
@@ -71,12 +78,7 @@ class Projection:
             return None
         num_adapters = len(grad_KNO)
         grad_b, b_KOR = self.grad.first(num_adapters).b_KOR, self.work.first(num_adapters).b_KOR
-        grad_low = torch.empty(low_KPNR.shape, dtype=low_KPNR.dtype, device=low_KPNR.device)
-        for i, place in enumerate(self.places):
-            grad_i = grad_KNO[..., place]
-            torch.bmm(grad_i.transpose(1, 2), low_KPNR[:, i], out=grad_b[i])
-            torch.bmm(grad_i, b_KOR[i], out=grad_low[:, i])
-        return self._scaled(grad_low)
+        return self._scaled(back_low(grad_KNO, self.places, low_KPNR, b_KOR, grad_b))
 
     def backward_a(self, grad_low_KPNR: Tensor, entering: Entering, keys_KPW: Tensor | None) -> None:
         """Gradient of A."""
@@ -89,7 +91,7 @@ class Projection:
 
     def backward_x(self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, keys_KPW: Tensor | None) -> Tensor:
         """Gradient of x."""
-        grad_KND = (grad_KNO.flatten(0, 1) @ self.frozen.weight()).unflatten(0, grad_KNO.shape[:2])
+        grad_KND = self._past_lora(grad_KNO)
         if grad_low_KPNR is None:
             return grad_KND
         a_KPRD = self.work.first(len(grad_KNO)).a_KPRD
@@ -98,6 +100,19 @@ class Projection:
             return grad_KND.baddbmm_(low, a_KPRD.flatten(1, 2))
         add_thinned(grad_KND, grad_low_KPNR, a_KPRD, keys_KPW)
         return grad_KND
+
+    def backward_gated(
+        self, grad_KNO: Tensor, grad_low_KPNR: Tensor | None, keys_KPW: Tensor | None, gate_up: Tensor
+    ) -> Tensor:
+        """Gradient of the gate and up projections behind which x comes."""
+        if grad_low_KPNR is None or keys_KPW is None:
+            return gate_back(self.backward_x(grad_KNO, grad_low_KPNR, keys_KPW), gate_up)
+        a_KPRD = self.work.first(len(grad_KNO)).a_KPRD
+        return gate_back_thinned(self._past_lora(grad_KNO), grad_low_KPNR, a_KPRD, keys_KPW, gate_up)
+
+    def _past_lora(self, grad_KNO: Tensor) -> Tensor:
+        """What comes back through the frozen weights."""
+        return (grad_KNO.flatten(0, 1) @ self.frozen.weight()).unflatten(0, grad_KNO.shape[:2])
 
     def _scaled(self, low_KPNR: Tensor) -> Tensor:
         if self.dropout:  # the dropout keys have scaled what goes into A

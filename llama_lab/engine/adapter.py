@@ -58,6 +58,17 @@ class Layout:
             found.append(Matrices(a_KPRD=a_KPRD, b_KOR=b_KOR))
         return found
 
+    def rank_indices(self, device: torch.device) -> Tensor:
+        """(S,), of each number of an adapter the rank to which it belongs, and the largest there is in the gaps."""
+        dtype = torch.uint8 if self.rank < 256 else torch.int16
+        found_S = torch.full((self.size,), torch.iinfo(dtype).max, dtype=dtype, device=device)
+        ranks_R = torch.arange(self.rank, device=device)
+        for matrices in self.views(found_S[None]):
+            matrices.a_KPRD.copy_(ranks_R[:, None])
+            for b_KOR in matrices.b_KOR:
+                b_KOR.copy_(ranks_R)
+        return found_S
+
     def _numbers(self, d: int, outs: list[int]) -> list[int]:
         return [len(outs) * self.rank * d, *(o * self.rank for o in outs)]
 
@@ -91,6 +102,8 @@ class Adapter:
         self.grad_KS = torch.zeros(shape, dtype=dtype, device=device)
         self.scale_PK = torch.zeros(len(self.layers), num_rows, dtype=wide, device=device)
         """alpha / r, or by what else PEFT scales, of each projection."""
+        self.rank_K = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        """Without the padding; 0 in an empty slot."""
 
     def take(self, k: int, name: str) -> None:
         """PEFT's adapter of this name goes into slot `k`."""
@@ -99,13 +112,14 @@ class Adapter:
             parameter.data = view
         scales = [float(own[0].scaling[name]) if own else 1.0 for own in self._own(name)]
         self.scale_PK[:, k] = self.scale_PK.new_tensor(scales)
+        self.rank_K[k] = self.own_layout(name).rank
         self.refresh(k)
 
     def release(self, k: int, name: str) -> None:
         """Give PEFT's parameters memory of their own again; the slot is empty then."""
         for parameter, _ in self._pairs(k, name):
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        for buffer in (self.master_KS, self.work_KS, self.grad_KS):
+        for buffer in (self.master_KS, self.work_KS, self.grad_KS, self.rank_K):
             buffer[k].zero_()
 
     def move(self, name: str, start: int, end: int) -> None:
@@ -113,9 +127,9 @@ class Adapter:
         self.master_KS[end].copy_(self.master_KS[start])
         for parameter, view in self._pairs(end, name):
             parameter.data = view
-        self.scale_PK[:, end] = self.scale_PK[:, start]
+        self.scale_PK[:, end], self.rank_K[end] = self.scale_PK[:, start], self.rank_K[start]
         self.refresh(end)
-        for buffer in (self.master_KS, self.work_KS, self.grad_KS):
+        for buffer in (self.master_KS, self.work_KS, self.grad_KS, self.rank_K):
             buffer[start].zero_()
 
     def refresh(self, k: int) -> None:

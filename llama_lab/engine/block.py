@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama_lab.engine.adapted import Projection
 from llama_lab.engine.entering import Gated, Normed, Plain
-from llama_lab.engine.kernels import gate_back
+from llama_lab.engine.kernels import turn, turn_back
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.rows import RowBounds, attend
 
@@ -98,7 +98,7 @@ class Block:
         x, into_qkv, rstd_qkv = self._enter("qkv", x, delta, self.norms[0])
         qkv, low_qkv = self.qkv.forward(into_qkv, keys[0])
         del into_qkv
-        heads = self._turn(qkv, step)
+        heads = self._heads(qkv, step)
         del qkv
         with torch.enable_grad():
             q, k, v = (part.detach().requires_grad_() for part in heads)
@@ -130,7 +130,7 @@ class Block:
         grad_low = self.down.backward_low(grad, low_down)
         if grad_low is not None:
             self.down.backward_a(grad_low, Gated(gate_up=gate_up), keys_down)
-        grad_gate_up = gate_back(self.down.backward_x(grad, grad_low, keys_down), gate_up)
+        grad_gate_up = self.down.backward_gated(grad, grad_low, keys_down, gate_up)
         del gate_up
         entered = Normed(x=saved.x_mlp, weight=self.norms[1][0], rstd=saved.rstd[1])
         return self._branch_back(self.gate_up, grad_gate_up, low_gate_up, keys_mlp, entered, grad)
@@ -150,7 +150,7 @@ class Block:
         grad_flat = self.out.backward_x(grad, grad_low, keys_out)
         grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
         saved.attended = saved.qkv = None
-        grad_qkv = self._turn_back(grads, step).view(*grad.shape[:2], -1)
+        grad_qkv = turn_back(grads, step.cos_NE, step.sin_NE).view(*grad.shape[:2], -1)
         entered = Normed(x=saved.x, weight=self.norms[0][0], rstd=saved.rstd[0])
         return self._branch_back(self.qkv, grad_qkv, low_qkv, keys_qkv, entered, grad, need_x=need_x)
 
@@ -178,17 +178,8 @@ class Block:
         """The residual stream, what a branch reads of it, and rstd."""
         return self.pieces("added_normed", name if delta is not None else f"{name}_again")(x, delta, *norm)
 
-    def _turn(self, qkv: Tensor, step: Step) -> list[Tensor]:
+    def _heads(self, qkv: Tensor, step: Step) -> list[Tensor]:
+        """q, k and v, (N, heads, E), those of the first two turned."""
         heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)
-        turned = self.pieces("turned")(heads, step.cos_NE, step.sin_NE, self.num_heads + self.num_kv)
-        return list(turned.split([self.num_heads, self.num_kv, self.num_kv], dim=1))
-
-    def _turn_back(self, grads: Sequence[Tensor], step: Step) -> Tensor:
-        """(N, heads of q, k and v, E)."""
-        heads = [self.num_heads, self.num_kv, self.num_kv]
-        out = grads[0].new_empty(len(grads[0]), sum(heads), self.head_dim)
-        q, k, v = out.split(heads, dim=1)
-        self.pieces("turned_back", "q")(q, grads[0], step.cos_NE, step.sin_NE)
-        self.pieces("turned_back", "k")(k, grads[1], step.cos_NE, step.sin_NE)
-        v.copy_(grads[2])
-        return out
+        turn(heads, step.cos_NE, step.sin_NE, self.num_heads + self.num_kv)
+        return list(heads.split([self.num_heads, self.num_kv, self.num_kv], dim=1))

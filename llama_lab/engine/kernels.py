@@ -1,11 +1,13 @@
 """Steps as kernels of our own, where the compiler's and the libraries' read or write the same numbers several times.
 
 On a GPU by Triton, elsewhere by plain operations, which say what is computed. K adapters, P adapted layers, W words of
-a dropout key, N tokens of each adapter, R rank, D inputs, I intermediate size. Gradients of A and B lie in a buffer of
-all of an adapter, so that K is not next to what follows it.
+a dropout key, N tokens of each adapter, R rank, D inputs, O outputs of all layers, I intermediate size, H heads, E
+numbers of a head. A, B and their gradients lie in a buffer of all of an adapter, so that adapters lie apart.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from llama_lab.engine.entering import Entering
 from llama_lab.engine.pieces import Pieces
 
 PLAIN = Pieces(compiled=False)
+SMALL_RANK = 32
+"""Up to which `back_low` is faster at once than by two products."""
 
 
 def thinned_low(x_KND: Tensor, a_KPRD: Tensor, keys_KPW: Tensor) -> Tensor:
@@ -39,15 +43,41 @@ def thinned_grad_a(entering: Entering, low_KPNR: Tensor, keys_KPW: Tensor, out_K
         torch.bmm(low_KPNR[:, i].mT, thinned(x_KND, keys_KPW[:, i]), out=out_KPRD[:, i])
 
 
+def back_low(
+    grad_KNO: Tensor, places: Sequence[slice], low_KPNR: Tensor, b_KOR: Sequence[Tensor], out_KOR: Sequence[Tensor]
+) -> Tensor:
+    """Gradients of each B into `out`, and of the low-rank products, (K, P, N, R), returned."""
+    if grad_KNO.is_cuda and low_KPNR.shape[3] <= SMALL_RANK:
+        from llama_lab.engine import triton_lora
+
+        return triton_lora.back_low(grad_KNO, places, low_KPNR, b_KOR, out_KOR)
+    grad_low = torch.empty(low_KPNR.shape, dtype=low_KPNR.dtype, device=low_KPNR.device)
+    for i, place in enumerate(places):
+        grad_i = grad_KNO[..., place]
+        torch.bmm(grad_i.mT, low_KPNR[:, i], out=out_KOR[i])
+        torch.bmm(grad_i, b_KOR[i], out=grad_low[:, i])
+    return grad_low
+
+
 def add_thinned(grad_KND: Tensor, low_KPNR: Tensor, a_KPRD: Tensor, keys_KPW: Tensor) -> None:
     """Add what comes back through each A and its dropout to the gradient of the input."""
     if grad_KND.is_cuda:
-        from llama_lab.engine import triton_kernels
+        from llama_lab.engine import triton_lora
 
-        triton_kernels.add_thinned(grad_KND, low_KPNR, a_KPRD, keys_KPW)
+        triton_lora.add_thinned(grad_KND, low_KPNR, a_KPRD, keys_KPW)
         return
     for i in range(low_KPNR.shape[1]):
         grad_KND += thinned(torch.bmm(low_KPNR[:, i], a_KPRD[:, i]), keys_KPW[:, i])
+
+
+def gate_back_thinned(grad_KNI: Tensor, low_KPNR: Tensor, a_KPRI: Tensor, keys_KPW: Tensor, gate_up: Tensor) -> Tensor:
+    """`add_thinned`, then `gate_back`; the gradient given is used up."""
+    if grad_KNI.is_cuda:
+        from llama_lab.engine import triton_lora
+
+        return triton_lora.gate_back_thinned(grad_KNI, low_KPNR, a_KPRI, keys_KPW, gate_up)
+    add_thinned(grad_KNI, low_KPNR, a_KPRI, keys_KPW)
+    return gate_back(grad_KNI, gate_up)
 
 
 def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:
@@ -60,3 +90,33 @@ def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:
     sigmoid = torch.sigmoid(gate)
     of_gate = grad_KNI * up * sigmoid * (1 + gate * (1 - sigmoid))
     return torch.cat([of_gate, grad_KNI * gate * sigmoid], dim=-1).to(gate_up.dtype)
+
+
+def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> None:
+    """Rotary position embedding (arXiv 2104.09864) of the first `num_turned` heads, in place.
+
+    Args:
+        sin_NE: its first half negative, so that turning is one sum over the halves swapped.
+    """
+    if qkv_NHE.is_cuda:
+        from llama_lab.engine import triton_kernels
+
+        triton_kernels.turn(qkv_NHE, cos_NE, sin_NE, num_turned)
+        return
+    part = qkv_NHE[:, :num_turned]
+    part.copy_(part * cos_NE[:, None] + _swapped(part) * sin_NE[:, None])
+
+
+def turn_back(grads: Sequence[Tensor], cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
+    """Gradient of what was turned, (N, heads of q, k and v, E), from those of q, k and v."""
+    if grads[0].is_cuda:
+        from llama_lab.engine import triton_kernels
+
+        return triton_kernels.turn_back(grads, cos_NE, sin_NE)
+    q, k = (grad * cos_NE[:, None] + _swapped(grad * sin_NE[:, None]) for grad in grads[:2])
+    return torch.cat([q, k, grads[2]], dim=1)
+
+
+def _swapped(x_NHE: Tensor) -> Tensor:
+    """The halves of each head in each other's place."""
+    return x_NHE.unflatten(-1, (2, -1)).flip(-2).flatten(-2)

@@ -59,8 +59,12 @@ class FlatAdamW:
         """Where gradients are added up; not needed where every step is one micro-batch."""
         self.norm_K1 = adapter.master_KS.new_zeros(len(adapter.master_KS), 1)
         """Norms of the gradients of each adapter's last step, before clipping."""
+        self.used: tuple[Tensor, Tensor] | None = None
+        """Rank index of each number, and rank of each adapter: what is padding is not read on a GPU."""
+        if len(adapter.master_KS) > 1 and adapter.master_KS.is_cuda:
+            self.used = (adapter.layout.rank_indices(adapter.master_KS.device), adapter.rank_K)
         made: Callable[[Any], Any] = (lambda f: torch.compile(f, fullgraph=True)) if compiled else (lambda f: f)
-        self._step, self._add = made(_step), made(_add)
+        self._norms, self._add = made(_norms), made(_add)
 
     def add_up(self) -> None:
         """From now on steps may have several micro-batches."""
@@ -79,8 +83,11 @@ class FlatAdamW:
                 self._add(self.total_KS[:num], grad_KS, factors_KF)
                 grad_KS = self.total_KS[:num]
             if any(update.number is not None for update in updates):
-                buffers = (a.master_KS[:num], self.m_KS[:num], self.v_KS[:num], self.norm_K1[:num])
-                self._step(*buffers, None if a.work_KS is a.master_KS else a.work_KS[:num], grad_KS, factors_KF)
+                self._norms(self.norm_K1[:num], grad_KS, factors_KF)
+                master_KS = a.master_KS[:num]
+                work_KS = master_KS if a.work_KS is a.master_KS else a.work_KS[:num]
+                buffers = (master_KS, self.m_KS[:num], self.v_KS[:num], self.norm_K1[:num])
+                adamw(buffers, work_KS, grad_KS, factors_KF, self.used)
 
     def clear(self, k: int) -> None:
         """An adapter without a step so far."""
@@ -103,21 +110,36 @@ def _add(total_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor) -> None:
     total_KS.copy_(torch.where(factors_KF[:, :1] > 0, wide, total_KS + wide))
 
 
-def _step(
-    master: Tensor, m: Tensor, v: Tensor, norm: Tensor, work: Tensor | None, grad: Tensor, factors_KF: Tensor
+def _norms(norm_K1: Tensor, grad_KS: Tensor, factors_KF: Tensor) -> None:
+    found = grad_KS.to(norm_K1.dtype).square().sum(dim=1, keepdim=True).sqrt()
+    norm_K1.copy_(torch.where(factors_KF[:, 1:2] > 0, found, norm_K1))
+
+
+def adamw(
+    buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
 ) -> None:
+    """One update of masters and moments, and the masters' copy in the compute type; on a GPU by a kernel of its own.
+
+    Args:
+        buffers: masters, first and second moments, and the norms (K, 1) of the gradients.
+        factors_KF: `Update.factors` of each adapter.
+        used: `FlatAdamW.used`.
+    """
+    if grad_KS.is_cuda:
+        from llama_lab.engine import triton_kernels
+
+        triton_kernels.adamw(buffers, work_KS, grad_KS, factors_KF, used)
+        return
+    master, m, v, norm = buffers
     # chosen and not multiplied by 0 or 1: what is not finite in one adapter, or unused in a slot, stays where it is
     _, steps, keep, rate, root, max_norm = factors_KF[:, :, None].unbind(dim=1)
     steps = steps > 0
-    wide = grad.to(master.dtype)
-    found = wide.square().sum(dim=1, keepdim=True).sqrt()
-    wide = wide * (max_norm / (found + 1e-6)).clamp(max=1)
+    wide = grad_KS.to(master.dtype) * (max_norm / (norm + 1e-6)).clamp(max=1)
     new_m = torch.lerp(m, wide, 1 - BETAS[0])
     new_v = v * BETAS[1] + (1 - BETAS[1]) * wide * wide
     new = master * keep + rate * new_m / (new_v.sqrt() * root + EPS)
-    norm.copy_(torch.where(steps, found, norm))
     m.copy_(torch.where(steps, new_m, m))
     v.copy_(torch.where(steps, new_v, v))
     master.copy_(torch.where(steps, new, master))
-    if work is not None:
-        work.copy_(master)
+    if work_KS is not master:
+        work_KS.copy_(master)

@@ -1,7 +1,6 @@
 """The element-wise parts of a Llama block, forward and backward, each one kernel when compiled.
 
-Plain functions of tensors: nothing here is known to autograd. N tokens, I intermediate size, H heads, E numbers of a
-head, V words.
+Plain functions of tensors: nothing here is known to autograd. N tokens, I intermediate size, V words.
 """
 
 from __future__ import annotations
@@ -49,22 +48,6 @@ def gated(gate_up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-def turned(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of the first `num_turned` heads; the others as they are.
-
-    Args:
-        sin_NE: its first half negative, so that turning is one sum over the halves swapped.
-    """
-    place = torch.arange(qkv_NHE.shape[1], device=qkv_NHE.device)[:, None]
-    out = qkv_NHE * cos_NE[:, None] + _swapped(qkv_NHE) * sin_NE[:, None]
-    return torch.where(place < num_turned, out, qkv_NHE)
-
-
-def turned_back(out_NHE: Tensor, grad_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> None:
-    """Gradient of what was turned, into `out`."""
-    out_NHE.copy_(grad_NHE * cos_NE[:, None] + _swapped(grad_NHE * sin_NE[:, None]))
-
-
 def scales_of(codes: Tensor, scales: Tensor, offsets: Tensor, code: Tensor) -> Tensor:
     """fp32 scales of 4-bit blocks, of scales that are quantised themselves (double quantisation, arXiv 2305.14314).
 
@@ -74,11 +57,6 @@ def scales_of(codes: Tensor, scales: Tensor, offsets: Tensor, code: Tensor) -> T
         code: the 256 values of a number.
     """
     return (code[codes.int()] * scales + offsets).flatten()
-
-
-def _swapped(x_NHE: Tensor) -> Tensor:
-    """The halves of each head in each other's place."""
-    return x_NHE.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
 
 
 def head_error(logits_NV: Tensor, target_N: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:

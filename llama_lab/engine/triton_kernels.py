@@ -1,42 +1,23 @@
-"""The kernels of kernels.py for a GPU. Imported only where there is one: torch brings Triton along there alone."""
+"""The element-wise kernels for a GPU. Imported only where there is one: torch brings Triton along there alone.
+
+K adapters, N tokens of each, I intermediate size, H heads, E numbers of a head, S numbers of an adapter.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS, INPUTS, RANKS = 64, 128, 64
-"""Sizes of a tile of `add_thinned`; larger ranks are summed up in parts."""
+from llama_lab.engine.optimizer import BETAS, EPS
+
 COLUMNS = 1024
-"""Numbers that a program of `gate_back` takes at once."""
-
-
-def add_thinned(grad_KND: Tensor, low_KPNR: Tensor, a_KPRD: Tensor, keys_KPW: Tensor) -> None:
-    """In place: the gradient is read and written once, whatever the number of layers."""
-    num_adapters, num_tokens, width = grad_KND.shape
-    num_layers, rank = low_KPNR.shape[1], low_KPNR.shape[3]
-    grid = (triton.cdiv(num_tokens, TOKENS), triton.cdiv(width, INPUTS), num_adapters)
-    _add_thinned[grid](
-        grad_KND,
-        low_KPNR,
-        a_KPRD,
-        keys_KPW,
-        num_tokens,
-        a_KPRD.stride(0),
-        keys_KPW.stride(0),
-        keys_KPW.stride(1),
-        P=num_layers,
-        R=rank,
-        D=width,
-        TOKENS=TOKENS,
-        INPUTS=INPUTS,
-        RANKS=max(16, min(RANKS, triton.next_power_of_2(rank))),
-        num_warps=4,
-    )
+"""Numbers that a program takes at once."""
 
 
 def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:
@@ -47,46 +28,85 @@ def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
-def _add_thinned(
-    grad,
-    low,
-    a,
-    keys,
-    num_tokens,
-    a_stride,
-    keys_stride_k,
-    keys_stride_p,
-    P: tl.constexpr,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    TOKENS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    RANKS: tl.constexpr,
-):
-    k = tl.program_id(2).to(tl.int64)
-    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    d = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
-    inside = (n < num_tokens)[:, None] & (d < D)[None, :]
-    place = n[:, None] * D + d[None, :]
-    at = grad + k * num_tokens * D + place
-    total = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    for i in tl.static_range(P):
-        through = tl.zeros((TOKENS, INPUTS), dtype=tl.float32)
-        for first in tl.static_range(0, R, RANKS):
-            r = first + tl.arange(0, RANKS)
-            low_at = low + ((k * P + i) * num_tokens + n[:, None]) * R + r[None, :]
-            low_tile = tl.load(low_at, mask=(n < num_tokens)[:, None] & (r < R)[None, :], other=0.0)
-            a_at = a + k * a_stride + (i * R + r[:, None]) * D + d[None, :]
-            a_tile = tl.load(a_at, mask=(r < R)[:, None] & (d < D)[None, :], other=0.0)
-            through = tl.dot(low_tile, a_tile, through, input_precision="ieee")
-        key = keys + k * keys_stride_k + i * keys_stride_p
-        # as engine/dropout.py hashes
-        h = (place + tl.load(key)) * 0x7FEB352D
-        h = ((h ^ ((h >> 16) & 0xFFFF)) ^ tl.load(key + 1)) * (0x846CA68B - 2**32)
-        factor = tl.load(key + 3).to(tl.float32, bitcast=True)
-        total += tl.where(h >= tl.load(key + 2), through * factor, 0.0)
-    tl.store(at, total.to(grad.dtype.element_ty), mask=inside)
+def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> None:
+    """In place: each program reads both halves of its heads before it writes."""
+    num_tokens, num_heads, size = qkv_NHE.shape
+    heads = _heads(size)
+    _turn[(num_tokens, triton.cdiv(num_turned, heads))](
+        qkv_NHE, cos_NE, sin_NE, num_turned, num_heads * size, HALF=size // 2, WIDE=_wide(size), HEADS=heads
+    )
+
+
+def turn_back(grads: Sequence[Tensor], cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
+    """The gradients of q, k and v are read once and written where they belong."""
+    q, k, v = grads
+    num_tokens, _, size = q.shape
+    num = [grad.shape[1] for grad in grads]
+    out, heads = q.new_empty(num_tokens, sum(num), size), _heads(size)
+    places = []
+    for grad in grads:
+        assert grad.stride(2) == 1
+        places += [grad.stride(0), grad.stride(1)]
+    _turn_back[(num_tokens, triton.cdiv(sum(num), heads))](
+        q,
+        k,
+        v,
+        out,
+        cos_NE,
+        sin_NE,
+        *places,
+        NUM_Q=num[0],
+        NUM_K=num[1],
+        NUM_V=num[2],
+        HALF=size // 2,
+        WIDE=_wide(size),
+        HEADS=heads,
+    )
+    return out
+
+
+def adamw(
+    buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
+) -> None:
+    """One update of masters and moments, and the masters' copy in the compute type.
+
+    Args:
+        buffers: masters, first and second moments, and the norms (K, 1) of the gradients.
+        factors_KF: `Update.factors` of each adapter.
+        used: rank index (S,) of each number, and the rank of each adapter: numbers beyond it stay 0 and are not read.
+    """
+    master_KS, m_KS, v_KS, norm_K1 = buffers
+    num_adapters, size = master_KS.shape
+    rank_S, rank_K = used if used is not None else (master_KS, master_KS)
+    _adamw[(triton.cdiv(size, COLUMNS), num_adapters)](
+        master_KS,
+        m_KS,
+        v_KS,
+        norm_K1,
+        work_KS,
+        grad_KS,
+        factors_KF,
+        rank_S,
+        rank_K,
+        size,
+        master_KS.stride(0),
+        factors_KF.stride(0),
+        USED=used is not None,
+        BETA_1=BETAS[0],
+        BETA_2=BETAS[1],
+        EPS=EPS,
+        COLUMNS=COLUMNS,
+        num_warps=4,
+    )
+
+
+def _heads(size: int) -> int:
+    """Heads that a program takes at once."""
+    return triton.next_power_of_2(max(1, COLUMNS // size))
+
+
+def _wide(size: int) -> int:
+    return triton.next_power_of_2(size // 2)
 
 
 @triton.jit
@@ -102,3 +122,115 @@ def _gate_back(grad, gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     of_up = g * gate * sigmoid
     tl.store(out + row * 2 * WIDTH + i, of_gate.to(out.dtype.element_ty), mask=inside)
     tl.store(out + row * 2 * WIDTH + WIDTH + i, of_up.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _turn(qkv, cos, sin, num_turned, row_stride, HALF: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr):
+    n, e = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    mask = (h < num_turned)[:, None] & (e < HALF)[None, :]
+    at = qkv + n * row_stride + h[:, None] * (2 * HALF) + e[None, :]
+    low, high = tl.load(at, mask=mask).to(tl.float32), tl.load(at + HALF, mask=mask).to(tl.float32)
+    angle, inside = n * (2 * HALF) + e, e < HALF
+    cos_low, cos_high = _row(cos + angle, inside), _row(cos + angle + HALF, inside)
+    sin_low, sin_high = _row(sin + angle, inside), _row(sin + angle + HALF, inside)
+    tl.store(at, (low * cos_low + high * sin_low).to(qkv.dtype.element_ty), mask=mask)
+    tl.store(at + HALF, (high * cos_high + low * sin_high).to(qkv.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _turn_back(
+    q,
+    k,
+    v,
+    out,
+    cos,
+    sin,
+    q_n,
+    q_h,
+    k_n,
+    k_h,
+    v_n,
+    v_h,
+    NUM_Q: tl.constexpr,
+    NUM_K: tl.constexpr,
+    NUM_V: tl.constexpr,
+    HALF: tl.constexpr,
+    WIDE: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    n, e = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    inside = e < HALF
+    of_q, of_k = h < NUM_Q, (h >= NUM_Q) & (h < NUM_Q + NUM_K)
+    of_v = (h >= NUM_Q + NUM_K) & (h < NUM_Q + NUM_K + NUM_V)
+    q_at = q + n * q_n + h[:, None] * q_h + e[None, :]
+    k_at = k + n * k_n + (h - NUM_Q)[:, None] * k_h + e[None, :]
+    v_at = v + n * v_n + (h - NUM_Q - NUM_K)[:, None] * v_h + e[None, :]
+    q_mask, k_mask, v_mask = (
+        of_q[:, None] & inside[None, :],
+        of_k[:, None] & inside[None, :],
+        of_v[:, None] & inside[None, :],
+    )
+    # each place is of one of the three; the others read nothing there and give 0
+    low = tl.load(q_at, mask=q_mask, other=0.0) + tl.load(k_at, mask=k_mask, other=0.0)
+    high = tl.load(q_at + HALF, mask=q_mask, other=0.0) + tl.load(k_at + HALF, mask=k_mask, other=0.0)
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    angle = n * (2 * HALF) + e
+    cos_low, cos_high = _row(cos + angle, inside), _row(cos + angle + HALF, inside)
+    sin_low, sin_high = _row(sin + angle, inside), _row(sin + angle + HALF, inside)
+    new_low = low * cos_low + high * sin_high + tl.load(v_at, mask=v_mask, other=0.0).to(tl.float32)
+    new_high = high * cos_high + low * sin_low + tl.load(v_at + HALF, mask=v_mask, other=0.0).to(tl.float32)
+    at = out + n * ((NUM_Q + NUM_K + NUM_V) * 2 * HALF) + h[:, None] * (2 * HALF) + e[None, :]
+    mask = (of_q | of_k | of_v)[:, None] & inside[None, :]
+    tl.store(at, new_low.to(out.dtype.element_ty), mask=mask)
+    tl.store(at + HALF, new_high.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _row(at, inside):
+    return tl.load(at, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _adamw(
+    master,
+    m,
+    v,
+    norm,
+    work,
+    grad,
+    factors,
+    rank_of,
+    ranks,
+    size,
+    stride,
+    factors_stride,
+    USED: tl.constexpr,
+    BETA_1: tl.constexpr,
+    BETA_2: tl.constexpr,
+    EPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """As `_step` of engine/optimizer.py."""
+    k = tl.program_id(1).to(tl.int64)
+    mine = factors + k * factors_stride
+    if tl.load(mine + 1) > 0:
+        j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+        mask = j < size
+        if USED:
+            mask = mask & (tl.load(rank_of + j, mask=mask, other=0) < tl.load(ranks + k))
+        at = k * stride + j
+        keep, rate, root, max_norm = tl.load(mine + 2), tl.load(mine + 3), tl.load(mine + 4), tl.load(mine + 5)
+        found = tl.load(norm + k)
+        # not min(): what is not finite must not become a number
+        by = tl.where(max_norm / (found + 1e-6) > 1, 1.0, max_norm / (found + 1e-6))
+        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) * by
+        new_m, new_v = tl.load(m + at, mask=mask, other=0.0), tl.load(v + at, mask=mask, other=0.0)
+        new_m += (g - new_m) * (1 - BETA_1)
+        new_v = new_v * BETA_2 + (1 - BETA_2) * g * g
+        new = tl.load(master + at, mask=mask, other=0.0) * keep + rate * new_m / (tl.sqrt(new_v) * root + EPS)
+        tl.store(m + at, new_m, mask=mask)
+        tl.store(v + at, new_v, mask=mask)
+        tl.store(master + at, new, mask=mask)
+        tl.store(work + at, new.to(work.dtype.element_ty), mask=mask)

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from llama_lab.engine.entering import Entering, Gated, Normed
 
-TOKENS, INPUTS, BACK_OUTPUTS = 64, 128, 256
-"""Sizes of a tile."""
+LOW_TILE, GRAD_A_TILE, GATED_TILE, ADD_TILE = (32, 128), (64, 64), (32, 64), (32, 64)
+"""Tokens and inputs that a program takes at once, of the kernels with these names; all four and the next were chosen by
+measuring on an H100, for a Llama-2-7B at ranks 16 and 64."""
+BACK_TILE = (128, 256)
+"""Tokens and outputs."""
 MAX_RANKS = 64
 """Larger ranks are taken in chunks."""
 PROGRAMS, MAX_PARTS = 264, 16
@@ -35,8 +38,8 @@ def thinned_low(x_KND: Tensor, a_KPRD: Tensor, keys_KPW: Tensor) -> Tensor:
     """``A dropout(x)`` of each layer, (K, P, N, R)."""
     (num_adapters, num_tokens, width), (num_layers, rank) = x_KND.shape, a_KPRD.shape[1:3]
     ranks = _tile_of(rank)
-    jobs, tiles = num_layers * triton.cdiv(rank, ranks), triton.cdiv(num_tokens, TOKENS)
-    num_parts = _num_parts(jobs * tiles * num_adapters, triton.cdiv(width, INPUTS))
+    jobs, tiles = num_layers * triton.cdiv(rank, ranks), triton.cdiv(num_tokens, LOW_TILE[0])
+    num_parts = _num_parts(jobs * tiles * num_adapters, triton.cdiv(width, LOW_TILE[1]))
     out = x_KND.new_empty(num_adapters, num_layers, num_tokens, rank)
     parts = _parts_of(out, num_parts)
     _thinned_low[(jobs, tiles, num_adapters * num_parts)](
@@ -52,8 +55,8 @@ def thinned_low(x_KND: Tensor, a_KPRD: Tensor, keys_KPW: Tensor) -> Tensor:
         R=rank,
         D=width,
         PARTS=num_parts,
-        TOKENS=TOKENS,
-        INPUTS=INPUTS,
+        TOKENS=LOW_TILE[0],
+        INPUTS=LOW_TILE[1],
         RANKS=ranks,
         num_warps=4,
         num_stages=3,
@@ -65,9 +68,10 @@ def thinned_grad_a(entering: Entering, low_KPNR: Tensor, keys_KPW: Tensor, out_K
     """Gradient of each A, from that of its output and from what entered the projection."""
     source, x, weight, rstd = _unpacked(entering)
     (num_adapters, num_layers, num_tokens, rank), width = low_KPNR.shape, out_KPRD.shape[3]
+    tokens, inputs = GATED_TILE if source == GATED else GRAD_A_TILE
     ranks = _tile_of(rank)
-    jobs, tiles = num_layers * triton.cdiv(rank, ranks), triton.cdiv(width, INPUTS)
-    num_parts = _num_parts(jobs * tiles * num_adapters, triton.cdiv(num_tokens, TOKENS))
+    jobs, tiles = num_layers * triton.cdiv(rank, ranks), triton.cdiv(width, inputs)
+    num_parts = _num_parts(jobs * tiles * num_adapters, triton.cdiv(num_tokens, tokens))
     parts = _parts_of(out_KPRD, num_parts)
     _thinned_grad_a[(jobs, tiles, num_adapters * num_parts)](
         low_KPNR,
@@ -85,8 +89,8 @@ def thinned_grad_a(entering: Entering, low_KPNR: Tensor, keys_KPW: Tensor, out_K
         D=width,
         SOURCE=source,
         PARTS=num_parts,
-        TOKENS=TOKENS,
-        INPUTS=INPUTS,
+        TOKENS=tokens,
+        INPUTS=inputs,
         RANKS=ranks,
         num_warps=4,
         num_stages=3,
@@ -111,7 +115,7 @@ def _add_thinned_to(
 ) -> None:
     num_adapters, num_tokens, width = grad_KND.shape
     num_layers, rank = low_KPNR.shape[1], low_KPNR.shape[3]
-    grid = (triton.cdiv(num_tokens, TOKENS), triton.cdiv(width, INPUTS), num_adapters)
+    grid = (triton.cdiv(num_tokens, ADD_TILE[0]), triton.cdiv(width, ADD_TILE[1]), num_adapters)
     _add_thinned[grid](
         grad_KND,
         low_KPNR,
@@ -127,8 +131,8 @@ def _add_thinned_to(
         R=rank,
         D=width,
         GATED=gate_up is not None,
-        TOKENS=TOKENS,
-        INPUTS=INPUTS,
+        TOKENS=ADD_TILE[0],
+        INPUTS=ADD_TILE[1],
         RANKS=_tile_of(rank),
         num_warps=4,
     )
@@ -164,8 +168,8 @@ def _back_low_of(
     grad_KNO: Tensor, step: int, low_KPNR: Tensor, b_KPOR: Tensor, out_KPOR: Tensor, grad_low_KPNR: Tensor
 ) -> None:
     num_adapters, num_layers, num_outputs, rank = b_KPOR.shape
-    num_tokens, tiles = low_KPNR.shape[2], triton.cdiv(num_outputs, BACK_OUTPUTS)
-    num_parts = _num_parts(tiles * num_layers * num_adapters, triton.cdiv(num_tokens, TOKENS))
+    num_tokens, tiles = low_KPNR.shape[2], triton.cdiv(num_outputs, BACK_TILE[1])
+    num_parts = _num_parts(tiles * num_layers * num_adapters, triton.cdiv(num_tokens, BACK_TILE[0]))
     parts, low_parts = _parts_of(out_KPOR, num_parts), _parts_of(grad_low_KPNR, tiles)
     _back_low[(tiles * num_layers, num_parts, num_adapters)](
         grad_KNO,
@@ -181,8 +185,8 @@ def _back_low_of(
         SIZE=num_outputs,
         R=rank,
         PARTS=num_parts,
-        TOKENS=TOKENS,
-        OUTPUTS=BACK_OUTPUTS,
+        TOKENS=BACK_TILE[0],
+        OUTPUTS=BACK_TILE[1],
         RANKS=_tile_of(rank),
         num_warps=8,
     )

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from llama_lab.engine import kernels
+from llama_lab.engine.adapter import Layout
 from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.entering import Gated, Normed, Plain
+from llama_lab.engine.optimizer import NOTHING, Update, adamw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -86,3 +88,52 @@ def test_what_comes_back_through_a(num_adapters, num_tokens, num_layers, rank, w
 def test_gate_back():
     grad, gate_up = rounded(2, 70, 1408), rounded(2, 70, 2816)
     close(kernels.gate_back(on_gpu(grad), on_gpu(gate_up)), kernels.gate_back(grad, gate_up))
+    low, a, keys = rounded(2, 1, 70, 16), rounded(2, 1, 16, 1408), keys_of(2, 1)
+    there = [on_gpu(x) for x in (grad, low, a)]
+    found = kernels.gate_back_thinned(*there, keys.cuda(), on_gpu(gate_up))
+    close(found, kernels.gate_back_thinned(grad, low, a, keys, gate_up))
+
+
+@pytest.mark.parametrize(
+    ("outs", "starts"),
+    [([512] * 3, [0, 512, 1024]), ([512, 64, 64], [0, 512, 576]), ([512, 512], [0, 1024]), ([64], [0])],
+)
+@pytest.mark.parametrize(("num_adapters", "num_tokens", "rank"), [(1, 300, 16), (3, 70, 8)])
+def test_both_gradients_behind_b(num_adapters, num_tokens, rank, outs, starts):
+    places = [slice(start, start + size) for start, size in zip(starts, outs, strict=True)]
+    layout = Layout(sizes=[(64, outs)], rank=rank)
+    work, grad = rounded(num_adapters, layout.size), rounded(num_adapters, num_tokens, places[-1].stop)
+    low = rounded(num_adapters, num_tokens, len(outs), rank).transpose(1, 2)
+    wanted, found = torch.zeros_like(work), on_gpu(torch.zeros_like(work))
+    plain = kernels.back_low(grad, places, low, layout.views(work)[0].b_KOR, layout.views(wanted)[0].b_KOR)
+    there = layout.views(on_gpu(work))[0].b_KOR
+    close(kernels.back_low(on_gpu(grad), places, on_gpu(low), there, layout.views(found)[0].b_KOR), plain)
+    close(found, wanted)
+
+
+@pytest.mark.parametrize(("num_q", "num_kv", "size"), [(4, 2, 64), (32, 32, 128), (9, 3, 64), (4, 4, 96)])
+def test_rotation(num_q, num_kv, size):
+    qkv, cos, sin = rounded(37, num_q + 2 * num_kv, size), rounded(37, size), rounded(37, size)
+    found = on_gpu(qkv)
+    kernels.turn(found, on_gpu(cos), on_gpu(sin), num_q + num_kv)
+    grads = [rounded(37, num, size) for num in (num_q, num_kv, num_kv)]
+    close(kernels.turn_back([on_gpu(g) for g in grads], on_gpu(cos), on_gpu(sin)), kernels.turn_back(grads, cos, sin))
+    kernels.turn(qkv, cos, sin, num_q + num_kv)
+    close(found, qkv)
+
+
+def test_an_update_leaves_padding_and_rows_that_do_not_step_alone():
+    layout, rank_K = Layout(sizes=[(40, [24, 56]), (24, [40])], rank=8), torch.tensor([8, 4, 2], dtype=torch.int32)
+    index_S = layout.rank_indices(torch.device("cpu"))
+    is_padding = index_S.int() >= rank_K[:, None]
+    before = [torch.randn(3, layout.size).masked_fill(is_padding, 0).abs() for _ in range(4)]
+    steps = Update(is_first=True, number=3, learning_rate=1e-2, weight_decay=0.1, max_norm=0.3)
+    factors = torch.tensor([steps.factors(), NOTHING.factors(), steps.factors()])
+    norm, work = before[3].norm(dim=1, keepdim=True), torch.zeros(3, layout.size)
+    plain, there = ([x.clone().to(d) for x in (*before[:3], norm)] for d in ("cpu", "cuda"))
+    found = work.cuda()
+    adamw(plain, work, before[3], factors, None)
+    adamw(there, found, before[3].cuda(), factors.cuda(), (index_S.cuda(), rank_K.cuda()))
+    for one, other in zip([*plain, work[[0, 2]]], [*there, found[[0, 2]]], strict=True):
+        assert torch.allclose(one, other.cpu(), atol=1e-6)
+    assert torch.equal(there[0][1].cpu(), before[0][1])

@@ -11,8 +11,9 @@ from llama_lab.engine.optimizer import NOTHING, Update, adamw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-SIZES = [(1, 300, 3, 16, 512), (2, 70, 2, 8, 200), (3, 129, 1, 72, 1408), (1, 2048, 1, 64, 4096)]
+SIZES = [(1, 300, 3, 16, 512), (1, 300, 2, 32, 512), (2, 70, 2, 8, 200), (3, 129, 1, 72, 1408), (1, 2048, 1, 64, 4096)]
 """Adapters, tokens, layers, rank, inputs."""
+ON_GPU = {"dtype": torch.bfloat16}
 
 
 def keys_of(num_adapters, num_layers):
@@ -30,8 +31,13 @@ def close(found, wanted):
     assert (found.float().cpu() - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
+@pytest.fixture(autouse=True, params=[torch.bfloat16, torch.float32])
+def dtype(request, monkeypatch):
+    monkeypatch.setitem(ON_GPU, "dtype", request.param)
+
+
 def on_gpu(x):
-    return x.to("cuda", torch.bfloat16)
+    return x.to("cuda", **ON_GPU)
 
 
 def rounded(*shape):
@@ -98,7 +104,7 @@ def test_gate_back():
     ("outs", "starts"),
     [([512] * 3, [0, 512, 1024]), ([512, 64, 64], [0, 512, 576]), ([512, 512], [0, 1024]), ([64], [0])],
 )
-@pytest.mark.parametrize(("num_adapters", "num_tokens", "rank"), [(1, 300, 16), (3, 70, 8)])
+@pytest.mark.parametrize(("num_adapters", "num_tokens", "rank"), [(1, 300, 16), (3, 70, 8), (1, 150, 32)])
 def test_both_gradients_behind_b(num_adapters, num_tokens, rank, outs, starts):
     places = [slice(start, start + size) for start, size in zip(starts, outs, strict=True)]
     layout = Layout(sizes=[(64, outs)], rank=rank)

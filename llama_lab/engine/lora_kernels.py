@@ -1,0 +1,224 @@
+"""The kernels that triton_lora.py launches: a tile of a product each, with dropout computed where its input is read.
+
+K adapters, P adapted layers of a projection, N tokens of each adapter, R rank, D inputs. A sum that is cut into parts
+has one program a part, which writes its own.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _thinned(x, place, key):
+    """As engine/dropout.py."""
+    h = (place + tl.load(key)) * 0x7FEB352D
+    h = ((h ^ ((h >> 16) & 0xFFFF)) ^ tl.load(key + 1)) * (0x846CA68B - 2**32)
+    factor = tl.load(key + 3).to(tl.float32, bitcast=True)
+    return tl.where(h >= tl.load(key + 2), x.to(tl.float32) * factor, 0.0)
+
+
+@triton.jit
+def thinned_low_kernel(
+    x,
+    a,
+    keys,
+    out,
+    num_tokens,
+    a_stride,
+    keys_stride_k,
+    keys_stride_p,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    # layers that read the same input run beside each other, so that all but one find it in the cache
+    i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
+    part, num_adapters = tl.program_id(2) % PARTS, tl.num_programs(2) // PARTS
+    k = (tl.program_id(2) // PARTS).to(tl.int64)
+    n, r = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), first_rank + tl.arange(0, RANKS)
+    key, x_at, a_at = keys + k * keys_stride_k + i * keys_stride_p, x + k * num_tokens * D, a + k * a_stride
+    total = tl.zeros((TOKENS, RANKS), dtype=tl.float32)
+    num_tiles = tl.cdiv(D, INPUTS)
+    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+        d = tile * INPUTS + tl.arange(0, INPUTS)
+        place = n[:, None] * D + d[None, :]
+        x_tile = tl.load(x_at + place, mask=(n < num_tokens)[:, None] & (d < D)[None, :], other=0.0)
+        a_tile = tl.load(
+            a_at + (i * R + r[None, :]) * D + d[:, None], mask=(r < R)[None, :] & (d < D)[:, None], other=0.0
+        )
+        total = tl.dot(_thinned(x_tile, place, key).to(a_tile.dtype), a_tile, total, input_precision="ieee")
+    place = ((part * num_adapters + k) * P + i) * num_tokens
+    mask = (n < num_tokens)[:, None] & (r < R)[None, :]
+    tl.store(out + (place + n[:, None]) * R + r[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _entering(x, weight, rstd, n, d, num_tokens, D: tl.constexpr, SOURCE: tl.constexpr):
+    """What entered a projection, rounded as it was then."""
+    inside = (n < num_tokens)[:, None] & (d < D)[None, :]
+    if SOURCE == 2:
+        at = x + n[:, None] * (2 * D) + d[None, :]
+        gate = tl.load(at, mask=inside, other=0.0)
+        up = tl.load(at + D, mask=inside, other=0.0).to(tl.float32)
+        wide = gate.to(tl.float32)
+        return (wide / (1 + tl.exp(-wide)) * up).to(gate.dtype)
+    x_tile = tl.load(x + n[:, None] * D + d[None, :], mask=inside, other=0.0)
+    if SOURCE == 1:
+        by = tl.load(rstd + n, mask=n < num_tokens, other=0.0)
+        wide = x_tile.to(tl.float32) * by[:, None] * tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        return wide.to(x_tile.dtype)
+    return x_tile
+
+
+@triton.jit
+def thinned_grad_a_kernel(
+    low,
+    x,
+    weight,
+    rstd,
+    keys,
+    out,
+    num_tokens,
+    out_stride,
+    keys_stride_k,
+    keys_stride_p,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    SOURCE: tl.constexpr,
+    PARTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
+    part, num_adapters = tl.program_id(2) % PARTS, tl.num_programs(2) // PARTS
+    k = (tl.program_id(2) // PARTS).to(tl.int64)
+    d, r = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS), first_rank + tl.arange(0, RANKS)
+    key, low_at = keys + k * keys_stride_k + i * keys_stride_p, low + (k * P + i) * num_tokens * R
+    x_at = x + k * num_tokens * (2 * D if SOURCE == 2 else D)
+    total = tl.zeros((RANKS, INPUTS), dtype=tl.float32)
+    num_tiles = tl.cdiv(num_tokens, TOKENS)
+    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+        n = tile * TOKENS + tl.arange(0, TOKENS)
+        low_mask = (r < R)[:, None] & (n < num_tokens)[None, :]
+        low_tile = tl.load(low_at + n[None, :] * R + r[:, None], mask=low_mask, other=0.0)
+        x_tile = _entering(x_at, weight, rstd + k * num_tokens, n, d, num_tokens, D, SOURCE)
+        x_tile = _thinned(x_tile, n[:, None] * D + d[None, :], key).to(low_tile.dtype)
+        total = tl.dot(low_tile, x_tile, total, input_precision="ieee")
+    at = out + (part * num_adapters + k) * out_stride + (i * R + r[:, None]) * D + d[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=(r < R)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def add_thinned_kernel(
+    grad,
+    low,
+    a,
+    keys,
+    gate_up,
+    out,
+    num_tokens,
+    a_stride,
+    keys_stride_k,
+    keys_stride_p,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    GATED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    k = tl.program_id(2).to(tl.int64)
+    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    d = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
+    inside = (n < num_tokens)[:, None] & (d < D)[None, :]
+    place = n[:, None] * D + d[None, :]
+    total = tl.load(grad + k * num_tokens * D + place, mask=inside, other=0.0).to(tl.float32)
+    for i in tl.static_range(P):
+        through = tl.zeros((TOKENS, INPUTS), dtype=tl.float32)
+        for first in tl.static_range(0, R, RANKS):
+            r = first + tl.arange(0, RANKS)
+            low_at = low + ((k * P + i) * num_tokens + n[:, None]) * R + r[None, :]
+            low_tile = tl.load(low_at, mask=(n < num_tokens)[:, None] & (r < R)[None, :], other=0.0)
+            a_at = a + k * a_stride + (i * R + r[:, None]) * D + d[None, :]
+            a_tile = tl.load(a_at, mask=(r < R)[:, None] & (d < D)[None, :], other=0.0)
+            through = tl.dot(low_tile, a_tile, through, input_precision="ieee")
+        key = keys + k * keys_stride_k + i * keys_stride_p
+        total += _thinned(through, place, key)
+    if GATED:
+        at = k * num_tokens * (2 * D) + n[:, None] * (2 * D) + d[None, :]
+        gate = tl.load(gate_up + at, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + at + D, mask=inside, other=0.0).to(tl.float32)
+        sigmoid = 1 / (1 + tl.exp(-gate))
+        of_gate = total * up * sigmoid * (1 + gate * (1 - sigmoid))
+        tl.store(out + at, of_gate.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + at + D, (total * gate * sigmoid).to(out.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out + k * num_tokens * D + place, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def back_low_kernel(
+    grad,
+    low,
+    b,
+    out,
+    low_out,
+    num_tokens,
+    grad_k,
+    grad_n,
+    step,
+    low_k,
+    low_p,
+    low_n,
+    b_k,
+    out_k,
+    low_out_k,
+    P: tl.constexpr,
+    SIZE: tl.constexpr,
+    R: tl.constexpr,
+    PARTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    num_o: tl.constexpr = tl.cdiv(SIZE, OUTPUTS)
+    o_tile, i, part = tl.program_id(0) % num_o, tl.program_id(0) // num_o, tl.program_id(1)
+    k, num_adapters = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    o, r = o_tile * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, RANKS)
+    b_mask, b_place = (o < SIZE)[:, None] & (r < R)[None, :], (i * SIZE + o[:, None]) * R + r[None, :]
+    b_tile = tl.load(b + k * b_k + b_place, mask=b_mask, other=0.0)
+    total = tl.zeros((OUTPUTS, RANKS), dtype=tl.float32)
+    num_tiles = tl.cdiv(num_tokens, TOKENS)
+    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+        n = tile * TOKENS + tl.arange(0, TOKENS)
+        n_mask = (n < num_tokens)[:, None]
+        grad_at = grad + k * grad_k + n[:, None] * grad_n + i * step + o[None, :]
+        grad_tile = tl.load(grad_at, mask=n_mask & (o < SIZE)[None, :], other=0.0)
+        low_at = low + k * low_k + i * low_p + n[:, None] * low_n + r[None, :]
+        low_tile = tl.load(low_at, mask=n_mask & (r < R)[None, :], other=0.0)
+        total = tl.dot(tl.trans(grad_tile), low_tile, total, input_precision="ieee")
+        of_low = tl.dot(grad_tile, b_tile, input_precision="ieee")
+        at = low_out + (o_tile * num_adapters + k) * low_out_k + (i * num_tokens + n[:, None]) * R + r[None, :]
+        tl.store(at, of_low.to(low_out.dtype.element_ty), mask=n_mask & (r < R)[None, :])
+    tl.store(out + (part * num_adapters + k) * out_k + b_place, total.to(out.dtype.element_ty), mask=b_mask)
+
+
+@triton.jit
+def added_up_kernel(parts, out, size, out_stride, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    j, k, num_adapters = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1), tl.num_programs(1)
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for part in range(PARTS):
+        at = parts + (part * num_adapters + k).to(tl.int64) * size + j
+        total += tl.load(at, mask=j < size, other=0.0)
+    tl.store(out + k.to(tl.int64) * out_stride + j, total.to(out.dtype.element_ty), mask=j < size)

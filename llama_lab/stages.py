@@ -112,6 +112,7 @@ def run_stages(
         config = replace(stage.config, trainer=replace(stage.config.trainer, resume=Resume.auto))
         config.tracking = replace(config.tracking, group=config.tracking.group or group)
         if before is not None:
+            _forget_peak()
             config.model = replace(config.model, adapter=str(before.folder(folder)))
             check_adapter(config)
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
@@ -122,6 +123,14 @@ def run_stages(
     sort = f" --sort {shared[0]}" if shared else ""
     print(f"\nAll stages: python -m llama_lab compare {folder}{sort}")
     return value
+
+
+def _forget_peak() -> None:
+    """Let the next stage have the peak of its own memory; on a CPU it is that of the whole process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def write_stages(folder: Path, stages: list[Stage]) -> None:

@@ -150,6 +150,49 @@ def test_answers_become_worth_more(lab, reward_model, tmp_path, trainer):
     assert result["reward_odd"] >= result["reward_odd_before"]
 
 
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_prompts_alone_are_enough_for_a_reward_that_needs_no_answer(lab, tmp_path, trainer):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
+    (tmp_path / "mine.py").write_text(
+        "def even(prompt, completion, answer):\n"
+        "    assert prompt.startswith('word') and answer == ''\n"
+        "    return sum(ord(c) % 2 == 0 for c in completion) / max(1, len(completion))\n"
+    )
+    rows = ["dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}", "dataset.metrics=[composes]"]
+    steps = [
+        "trainer.max_steps=4",
+        "trainer.max_completion_length=8",
+        "evaluate.max_new_tokens=8",
+        "trainer.eval_steps=2",
+    ]
+    words = [*WORDS, f"trainer={trainer}", *rows, *steps, "objective=reward", "quant=nf4"]
+    done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, "trainer.rewards=[mine:even]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = read_json(tmp_path / "run" / "result.json")
+    assert (result["eval_loss"], result["perplexity"], result["composes"]) == (None, None, 0.0)
+    assert result["objective"] == result["reward"] == result["reward_even"] >= 0
+    assert "there is no held-out loss" in done.stdout
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("eval/reward" in row for row in logged)
+    assert not any("eval/loss" in row for row in logged)
+    evaluated = lab("evaluate", str(tmp_path / "run"), cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_prompts_alone_are_refused_before_anything_is_written_where_the_answer_is_needed(lab, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
+    words = ["model=tiny", "trainer=grpo", "dataset=jsonl", "dataset.path=rows.jsonl"]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "trainer.rewards=exact_match: needs the answer of a row, and rows.jsonl holds prompts alone" in done.stderr
+    search = ["trainer.rewards=[composes]", "-m", "search=lora_quant"]
+    done = lab(*words, *search, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Type objective=reward hydra/sweeper/pruner=none" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_equal_answers_teach_nothing_and_the_run_says_so(lab, tmp_path):
     words = [*SAMPLING, "trainer=grpo", "trainer.rewards=[exact_match]", "trainer.max_steps=2"]
     done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, cwd=tmp_path)

@@ -118,10 +118,7 @@ def run_stages(
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
         value = run(config, stage.folder(folder), stage.words)
         gc.collect()  # the model of a stage is held by circles of its own making
-    # the losses of two trainers do not compare; what both measure of their answers does
-    shared = [name for name in stages[0].config.dataset.metrics if name in stages[-1].config.dataset.metrics]
-    sort = f" --sort {shared[0]}" if shared else ""
-    print(f"\nAll stages: python -m llama_lab compare {folder}{sort}")
+    print(f"\nAll stages: python -m llama_lab compare {folder}")
     return value
 
 

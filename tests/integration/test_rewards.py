@@ -43,6 +43,7 @@ def undisturbed(request, lab, tmp_path_factory) -> tuple[str, Path]:
 
 def test_killed_run_ends_bitwise_equal(lab, undisturbed, tmp_path):
     name, wanted = undisturbed
+    assert read_json(wanted / "run.json")["config"]["quant"]["type"] == "nf4"
     folder = tmp_path / "run"
     last = read_json(wanted / "result.json")["num_steps"]
     words = [*OF_TRAINER[name], "trainer.num_train_epochs=2"]
@@ -97,6 +98,22 @@ def test_reward_model_loads_with_plain_peft_and_scores_as_here(reward_model, tmp
         assert score == pytest.approx(wanted, abs=0.05)  # a CPU may compute in bf16 here, and in fp32 there
 
 
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_reward_model_begins_with_the_adapter_of_an_sft_run_and_a_new_score(lab, tiny_run, tmp_path, quant):
+    words = ["trainer=reward", "lora.r=4", f"quant={quant}", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
+    folder = lab.run(tmp_path / "run", *PAIRS, *words, f"model.adapter={tiny_run}")
+    before, after = load_file(tiny_run / ADAPTER), load_file(folder / ADAPTER)
+    assert [name for name in after if name not in before] == ["base_model.model.score.weight"]
+    assert all((after[name] - before[name]).abs().max() < 1e-6 for name in before)
+    assert any(value.abs().max() > 0 for name, value in before.items() if "lora_B" in name)  # it had learned
+    scored = lab(
+        *(f"hydra.run.dir={tmp_path / 'grpo'}", *SAMPLING, "trainer=grpo", "trainer.rewards=[reward_model]"),
+        *(f"trainer.reward_model={folder}", "trainer.max_steps=1", "lora.r=4", f"model.adapter={tiny_run}"),
+        cwd=tmp_path,
+    )
+    assert scored.returncode == 0, scored.stderr
+
+
 def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
     done = lab("generate", str(reward_model), "hello", cwd=reward_model.parent)
     assert done.returncode == 2
@@ -111,7 +128,6 @@ def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
             ["trainer=grpo", "dataset=sample_rewards", "model.adapter={reward}"],
             "trainer.reward_model={reward} to learn",
         ),
-        (["trainer=reward", "dataset=sample_preference", "model.adapter={sft}"], "Leave model.adapter out"),
         (
             ["trainer=grpo", "dataset=sample_rewards", "trainer.rewards=[reward_model]", "trainer.reward_model={sft}"],
             "is a run of trainer=sft, whose model scores nothing",

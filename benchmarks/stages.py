@@ -168,7 +168,7 @@ def row_of(stage: Path, job: Job, fresh: dict[str, Any], whole_s: float) -> dict
         "train_runtime_s": round(result["train_runtime_s"], 1),
         "stage_s": round((stage / "result.json").stat().st_mtime - began),
         "whole_command_s": round(whole_s, 1),
-        "commit": lock["code"]["commit"],
+        "commit": (lock.get("code") or {}).get("commit"),
         "settings": job.settings,
     }
 

@@ -70,7 +70,7 @@ def _source(rows: list[Row]) -> str:
         named = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
         told.append(f"{card.removeprefix('none; ')}, {at_once} commands at once; {named}")
     commands = ", ".join(f"`{command}`" for command in sorted({row["command"] for row in rows}))
-    commits = ", ".join(sorted({str(row["commit"])[:7] for row in rows}))
+    commits = ", ".join(sorted({row["commit"][:7] for row in rows if row["commit"]})) or "not recorded"
     return (
         f"Of {requests} requests that no run reads and that chose no setting: mean over seeds (smallest to largest); "
         "gained and lost are requests that are right after the stage and were not before it, and the other way round, "

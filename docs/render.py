@@ -16,6 +16,7 @@ from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
 from render_speed import SPEED_H200, speed_cpu_table, speed_table, stacked_table  # noqa: E402
+from render_stages import stages_table  # noqa: E402
 from render_sweep import speed_sweep_table  # noqa: E402
 
 RUN = ROOT / "experiments" / "default_run"
@@ -180,6 +181,7 @@ def sweep_rungs_table() -> str:
 
 BLOCKS = {
     "stacked": stacked_table,
+    "stages": stages_table,
     "merge_onto": merge_onto_table,
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
@@ -196,7 +198,10 @@ BLOCKS = {
     "startup": startup_table,
     "memory": memory_table,
 }
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("taking_away", "planning", "searching", "speed", "stacked")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("taking_away", "planning", "preferences", "searching", "speed", "stacked")),
+)
 
 
 def rendered(text: str) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from llama_lab.choices import Engine, Memory, TrainerName
 from llama_lab.config import OWN_ADAPTER, RunConfig
-from llama_lab.continued import continue_adapter
+from llama_lab.continued import continue_adapter, take_weights, writes_answers
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
 from llama_lab.lora import add_adapter
@@ -105,4 +105,9 @@ def _adapted_base(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Peft
     set_special_tokens(base, tokenizer)
     if scores:
         prepare_head(base, config.seed)
-    return continue_adapter(base, start) if start else add_adapter(base, config.lora, seed=config.seed, scores=scores)
+    if start is not None and not (scores and writes_answers(start)):
+        return continue_adapter(base, start)
+    model = add_adapter(base, config.lora, seed=config.seed, scores=scores)
+    if start is not None:
+        take_weights(model, start)
+    return model

@@ -14,7 +14,7 @@ from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.preference import check_trainer
 from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
-from llama_lab.preference_checks import check_preferences
+from llama_lab.preference_checks import check_preferences, check_unanswered
 from llama_lab.results import OBJECTIVES
 from llama_lab.reward_model import check_reward_model
 from llama_lab.rewards import check_rewards
@@ -128,11 +128,9 @@ def check_sources(config: RunConfig) -> None:
     check_adapter(config)
     check_reward_model(config.trainer.reward_model)
     dataset = config.dataset
-    if dataset.path is not None:
-        check_answers(dataset, check_file(expanded(dataset.path), dataset, config.trainer.name))
-        return
-    if dataset.package is not None:
-        check_answers(dataset, check_package(dataset, config.trainer.name))
+    if (form := form_of_file(dataset, config.trainer.name)) is not None:
+        check_answers(dataset, form)
+        check_unanswered(config, form)
         return
     name = str(dataset.name)
     if name in EMBEDDED_DATASETS:
@@ -145,6 +143,17 @@ def check_sources(config: RunConfig) -> None:
             f"dataset.name={name} is no repository id of the hub, such as timdettmers/openassistant-guanaco. "
             f"A file of yours is named by dataset=jsonl dataset.path={name}"
         )
+
+
+def form_of_file(dataset: DatasetSettings, trainer: TrainerName) -> DataFormat | None:
+    """The format of a file's rows, of which the first are read; None where the rows come from elsewhere.
+
+    Raises:
+        DataError: see check_file.
+    """
+    if dataset.path is not None:
+        return check_file(expanded(dataset.path), dataset, trainer)
+    return check_package(dataset, trainer) if dataset.package is not None else None
 
 
 def _check_embedded(dataset: DatasetSettings, trainer: TrainerName) -> None:

@@ -61,6 +61,7 @@ class DataFormat(StrEnum):
     quotes = "quotes"
     preference = "preference"
     unpaired_preference = "unpaired_preference"
+    prompt = "prompt"
 
 
 class LongRows(StrEnum):

@@ -10,7 +10,7 @@ from llama_lab.choices import TrainerName
 from llama_lab.config import LLAMA_LINEAR, OWN_ADAPTER, LoraSettings, RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, ModelError
-from llama_lab.reward_model import REWARD_MODULES, is_reward_adapter
+from llama_lab.reward_model import HEAD, REWARD_MODULES, is_reward_adapter
 from llama_lab.take.fits import check_fits
 
 if TYPE_CHECKING:
@@ -74,6 +74,35 @@ def continue_adapter(base: PreTrainedModel | PeftModel, name: str, adapter_name:
         raise ModelError(f"model.adapter={name} does not load: {' '.join(str(error).split())[:300]}") from error
 
 
+def writes_answers(name: str) -> bool:
+    """Whether model.adapter is the adapter of a model of words, not of scores.
+
+    Raises:
+        ModelError: there is no adapter.
+    """
+    return not is_reward_adapter(json.loads((adapter_folder(name) / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
+def take_weights(model: PeftModel, name: str) -> None:
+    """Give a new reward model the LoRA weights of an adapter that writes answers; its score keeps its own start.
+
+    The layers below the head are the same, and so are the names of their weights.
+
+    Args:
+        name: model.adapter.
+    Raises:
+        ModelError: the weights are not those of the model's layers.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    taken = load_peft_weights(str(adapter_folder(name)), device="cpu")
+    other = {key for key in own.keys() ^ taken.keys() if HEAD not in key.split(".")}
+    if other:
+        raise ModelError(f"model.adapter={name} has other layers than the reward model, such as {min(other)}.")
+    set_peft_model_state_dict(model, own | taken)
+
+
 def adapter_folder(name: str) -> Path:
     """The folder with the adapter of a run, of a checkpoint, or of PEFT.
 
@@ -93,17 +122,21 @@ def adapter_folder(name: str) -> Path:
 
 
 def _check_kind(peft: dict[str, Any], config: RunConfig) -> None:
-    """A reward model has a score in place of its words, and goes on as a reward model only."""
+    """A reward model has a score in place of its words: it goes on as a reward model only, and begins from an adapter
+    that writes answers only where that trained nothing of the words.
+    """
     name, scores = config.model.adapter, is_reward_adapter(peft)
     if scores and config.trainer.name is not TrainerName.reward:
         raise ConfigError(
             f"model.adapter={name} is a reward model, which scores answers and writes none. Type "
             f"trainer.rewards=[reward_model] trainer.reward_model={name} to learn from its scores."
         )
-    if not scores and config.trainer.name is TrainerName.reward:
+    targets = peft["target_modules"]
+    trained = [*(targets if isinstance(targets, list) else []), *(peft.get("modules_to_save") or [])]
+    if config.trainer.name is TrainerName.reward and any(part.split(".")[-1] == "lm_head" for part in trained):
         raise ConfigError(
-            f"model.adapter={name} writes answers, and trainer=reward trains a score in place of the words. Leave "
-            "model.adapter out, or name a run of trainer=reward."
+            f"model.adapter={name} trained lm_head as well, in whose place a reward model has its score. Leave "
+            "model.adapter out, or name an adapter of other layers."
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llama_lab.config import EvaluateSettings, GenerationSettings
-from llama_lab.data.answers import chat_of
+from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.batches import Collator
 from llama_lab.data.splits import Split
 from llama_lab.generate import Messages, answer
@@ -49,7 +49,7 @@ class Answers:
     prompts: list[Messages]
     given: list[str]
     wanted: list[str]
-    """The answers of the rows, of preferences the better ones."""
+    """The answers of the rows, of preferences the better ones; empty for prompts alone."""
 
     def metrics(self, names: list[str]) -> dict[str, float]:
         """The mean of each reward of these names (rewards.py)."""
@@ -81,16 +81,21 @@ def greedy_answers(
 ) -> Answers:
     """Ask all held-out prompts."""
     tick(f"answers to {len(valid.examples)} held-out prompts")
-    chats = [chat_of(example) for example in valid.examples]
+    asked = [asked_and_wanted(example) for example in valid.examples]
     greedy = GenerationSettings(max_new_tokens=settings.max_new_tokens, do_sample=False)
-    prompts, wanted = [chat[:-1] for chat in chats], [chat[-1]["content"].strip() for chat in chats]
+    prompts, wanted = [chat for chat, _ in asked], [text.strip() for _, text in asked]
     given = answer(model, tokenizer, prompts, greedy, batch_size=8 * settings.batch_size)
     return Answers(prompts=prompts, given=given, wanted=wanted)
 
 
 @torch.no_grad()
 def held_out_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, valid: Split, batch_size: int) -> float:
-    """Mean next-token loss over all learned tokens of the held-out rows, nats a token; every token weighs the same."""
+    """Mean next-token loss over all learned tokens of the held-out rows, nats a token; every token weighs the same.
+
+    NaN of prompts alone, of which nothing is learned.
+    """
+    if not valid.counts.num_supervised:
+        return math.nan
     was_training = model.training
     model.eval()
     collate = Collator(pad_token_id=tokenizer.pad_token_id)

@@ -10,7 +10,7 @@ import torch
 
 from llama_lab.choices import TrainerName
 from llama_lab.config import RunConfig
-from llama_lab.data.answers import chat_of
+from llama_lab.data.answers import asked_and_wanted, chat_of
 from llama_lab.data.splits import Splits
 from llama_lab.evaluate import score
 from llama_lab.generate import answer
@@ -56,7 +56,7 @@ class Evaluator:
         found = self.score(metrics)
         if config.trainer.name is TrainerName.reward:
             return Measurement(score=found, answers=[])
-        one_turn = all(len(chat_of(example)) == 2 for example in splits.valid.examples)
+        one_turn = all(len(asked_and_wanted(example)[0]) == 1 for example in splits.valid.examples)
         if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
             # the prompts of samples.md are the first held-out ones, and those have just been answered
             return Measurement(score=found, answers=[a.strip() for a in found.answers[: config.generation.num_prompts]])
@@ -93,8 +93,9 @@ class Evaluator:
 
 
 def eval_metrics(found: Score) -> dict[str, float]:
-    """A score by the names under which it is logged."""
-    return {"eval/loss": found.eval_loss} | {f"eval/{name}": value for name, value in found.metrics.items()}
+    """A score by the names under which it is logged; without a loss where the rows have no answers."""
+    loss = {} if math.isnan(found.eval_loss) and found.metrics else {"eval/loss": found.eval_loss}
+    return loss | {f"eval/{name}": value for name, value in found.metrics.items()}
 
 
 def result_of(

@@ -15,6 +15,7 @@ from llama_lab.compose import compose_words
 from llama_lab.config import RunConfig
 from llama_lab.errors import DataError, LlamaLabError
 from llama_lab.params import ModelShape, count_params, shape_of
+from llama_lab.preference_checks import check_unanswered
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.stages import stages_of
 
@@ -131,6 +132,7 @@ def _read(made: Plan) -> None:
     config = made.config
     made.tokenizer = load_tokenizer(config.model)
     made.splits = build_splits(config.dataset, made.tokenizer, seed=config.seed, trainer=config.trainer.name)
+    check_unanswered(config, made.splits.format)
     vocab_size = made.shape.vocab_size if made.shape else len(made.tokenizer)
     made.findings = audit(made.splits, made.tokenizer, config.dataset, vocab_size)
     rows = training_rows(made.splits.train.tokens, config.dataset)

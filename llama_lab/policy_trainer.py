@@ -12,7 +12,7 @@ from trl.trainer.utils import RepeatSampler
 
 from llama_lab.choices import TrainerName
 from llama_lab.config import EvaluateSettings, TrainerSettings
-from llama_lab.data.answers import chat_of
+from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.splits import Split
 from llama_lab.data.templates import encode_prompt
 from llama_lab.errors import ConfigError
@@ -195,11 +195,11 @@ def _arguments(settings: FitSettings) -> dict[str, Any]:
 
 
 def _prompts(train: Split) -> Dataset:
-    """Columns prompt (messages) and answer."""
+    """Columns prompt (messages) and answer, which is empty where the rows have none."""
     from datasets import Dataset
 
-    chats = (chat_of(example) for example in train.examples)
-    return Dataset.from_list([{"prompt": chat[:-1], "answer": chat[-1]["content"]} for chat in chats])
+    asked = (asked_and_wanted(example) for example in train.examples)
+    return Dataset.from_list([{"prompt": prompt, "answer": answer} for prompt, answer in asked])
 
 
 def _for_trl(name: str, worth: Worth) -> Callable[..., list[float]]:

@@ -6,6 +6,7 @@ from llama_lab.choices import DataFormat, Engine, LongRows, LoraInit, LossOn, Tr
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.errors import ConfigError
 from llama_lab.own_settings import FROM_PAIRS, SAMPLING
+from llama_lab.rewards import NEED_ANSWER
 
 REWRITING = (LoraInit.pissa, LoraInit.olora, LoraInit.orthogonal, LoraInit.loftq)
 """Starts of the adapter that change the weights below it, which the reference model would share."""
@@ -59,6 +60,44 @@ def check_preferences(config: RunConfig) -> None:
         if is_set:
             raise ConfigError(f"{setting} does not go with trainer={t.name}. Type {instead}.")
     _check_kto(t)
+
+
+def check_unanswered(config: RunConfig, form: DataFormat) -> None:
+    """Refuse what compares with the answers of the rows where these are prompts alone.
+
+    Raises:
+        ConfigError: names the reward and the column that is missing, and all the words that work.
+    """
+    if form is not DataFormat.prompt or config.trainer.name not in SAMPLING:
+        return
+    asking = _asking_for_answers(config)
+    if asking:
+        dataset = config.dataset
+        raise ConfigError(
+            f"{', '.join(asking)}: needs the answer of a row, and {dataset.path or dataset.file or dataset.name} holds "
+            f"prompts alone, without a column {dataset.columns.completion}. Type {' '.join(asking.values())}, or "
+            "dataset.columns.completion=COLUMN with the answers."
+        )
+
+
+def _asking_for_answers(config: RunConfig) -> dict[str, str]:
+    """What compares with the rows' answers, and what to type instead."""
+    t, metrics, found = config.trainer, config.dataset.metrics, {}
+    rewards = t.rewards or []
+    asking = [name for name in rewards if name in NEED_ANSWER]
+    kept = [name for name in rewards if name not in asking]
+    if asking:
+        instead = f"trainer.rewards=[{','.join(kept) or 'package.module:function'}]"
+        if t.reward_weights is not None:
+            weights = [f"{w:g}" for name, w in zip(rewards, t.reward_weights, strict=True) if name in kept]
+            instead += f" trainer.reward_weights=[{','.join(weights) or '1'}]"
+        found[f"trainer.rewards={','.join(asking)}"] = instead
+    if "exact_match" in metrics:
+        rest = ",".join(name for name in metrics if name != "exact_match")
+        found["dataset.metrics=exact_match"] = f"dataset.metrics=[{rest}]"
+    if config.objective in ("perplexity", "exact_match"):
+        found[f"objective={config.objective}"] = "objective=reward"
+    return found
 
 
 def _check_kto(t: TrainerSettings) -> None:

@@ -66,7 +66,8 @@ def _result_table(result: dict[str, Any]) -> Table:
     before = result.get("eval_loss_before")
     is_of_tokens = result.get("perplexity") is not None
     unit = "nats a token" if is_of_tokens else "the trainer's own"
-    table.add_row(f"held-out loss ({unit})", _number(before), _number(result.get("eval_loss")))
+    if result.get("eval_loss") is not None or "reward" not in result:  # prompts alone have none
+        table.add_row(f"held-out loss ({unit})", _number(before), _number(result.get("eval_loss")))
     if is_of_tokens:
         table.add_row("perplexity", _number(_exp(before)), _number(result.get("perplexity")))
     for name, title in {"reward_margin": "reward margin", "reward": "mean reward"}.items():

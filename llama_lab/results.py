@@ -28,7 +28,7 @@ class Score:
 
     eval_loss: float
     """Mean next-token loss over the learned tokens of all held-out rows, nats a token; of a preference trainer its own
-    loss, mean over the rows."""
+    loss, mean over the rows; NaN of prompts alone."""
     metrics: dict[str, float] = field(default_factory=dict)
     """By name: exact_match, composes and reward_accuracy, shares from 0 to 1; reward_margin, in nats; reward,
     the mean worth of the answers by trainer.rewards."""

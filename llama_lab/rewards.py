@@ -1,7 +1,8 @@
 """Rewards: what an answer is worth, each a small function found by its name. Nothing here imports torch.
 
-A reward takes the prompt (the last request of the user), the answer of the model and the answer of the row, all texts,
-and returns a number; more is better. One of yours is named package.module:function, and takes the same three.
+A reward takes the prompt (the last request of the user), the answer of the model and the answer of the row (empty where
+the rows are prompts alone), all texts, and returns a number; more is better. One of yours is named
+package.module:function, and takes the same three.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def length(prompt: str, completion: str, answer: str) -> float:
 
 REWARDS: dict[str, Reward] = {"composes": composes, "exact_match": exact_match, "length": length}
 """The rewards that have a short name."""
+NEED_ANSWER = ("exact_match", "length")
+"""Those that compare with the row's answer; the others do without one."""
 
 
 @lru_cache(maxsize=4096)

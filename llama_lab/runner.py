@@ -30,6 +30,7 @@ from llama_lab.measure import Evaluator, Measurement, eval_metrics, result_of
 from llama_lab.micro_batch import Rows, resolve
 from llama_lab.model import base_path, base_shape, describe, load_tokenizer
 from llama_lab.preference_batches import lengths_at_once
+from llama_lab.preference_checks import check_unanswered
 from llama_lab.prepared import prepare
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
@@ -143,6 +144,7 @@ def _rows(config: RunConfig, display: Display) -> tuple[PreTrainedTokenizerBase,
     with display.stage("Loading tokenizer and rows"):
         tokenizer = load_tokenizer(config.model)
         splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
+        check_unanswered(config, splits.format)
         findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
     sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
     display.note(f"Rows ({splits.format}): {sizes}")

@@ -112,16 +112,22 @@ def run_stages(
         config = replace(stage.config, trainer=replace(stage.config.trainer, resume=Resume.auto))
         config.tracking = replace(config.tracking, group=config.tracking.group or group)
         if before is not None:
+            _forget_peak()
             config.model = replace(config.model, adapter=str(before.folder(folder)))
             check_adapter(config)
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
         value = run(config, stage.folder(folder), stage.words)
         gc.collect()  # the model of a stage is held by circles of its own making
-    # the losses of two trainers do not compare; what both measure of their answers does
-    shared = [name for name in stages[0].config.dataset.metrics if name in stages[-1].config.dataset.metrics]
-    sort = f" --sort {shared[0]}" if shared else ""
-    print(f"\nAll stages: python -m llama_lab compare {folder}{sort}")
+    print(f"\nAll stages: python -m llama_lab compare {folder}")
     return value
+
+
+def _forget_peak() -> None:
+    """Let the next stage have the peak of its own memory; on a CPU it is that of the whole process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def write_stages(folder: Path, stages: list[Stage]) -> None:

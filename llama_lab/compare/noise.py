@@ -21,7 +21,8 @@ def judge(rows: Sequence[Row], key: str, name: str) -> list[str]:
     """
     able = [row for row in rows if row.rank is not None]
     if not able:
-        return ["No run has ended well, so there is nothing to rank."]
+        what = f"No run has the number {name}" if any(row.is_ok for row in rows) else "No run has ended well"
+        return [f"{what}, so there is nothing to rank."]
     if len(able) == 1:
         able[0].verdict = "best"
         return [f"{able[0].name} is the only one that has ended well."]

@@ -14,6 +14,10 @@ from llama_lab.compare.read import GROUP_KEYS, NUMBERS, Run
 from llama_lab.lock import UNLOCKED
 from llama_lab.sweep.settings import LARGER_IS_BETTER
 
+OF_ANSWERS = ("exact_match", "composes")
+"""Numbers that mean the same whichever trainer made the model: they are of its answers."""
+OF_TRAINER = ("eval_loss", "perplexity", "train_loss", "reward_accuracy", "reward_margin", "reward")
+"""Numbers by the trainer's own loss or reward."""
 CONFIRM = "confirm"
 """Folder of a study in which its best trials are trained again with other seeds."""
 
@@ -112,10 +116,36 @@ def larger_is_better(rows: Sequence[Row], key: str) -> bool:
     return bool(names) and names <= set(LARGER_IS_BETTER)
 
 
+def trainers(rows: Sequence[Row]) -> list[str]:
+    """Those of the rows that ended well, each once, in their order."""
+    return list(dict.fromkeys(str(row.first.settings.get("trainer.name")) for row in rows if row.is_ok))
+
+
 def rank_key(rows: Sequence[Row]) -> str:
-    """What the rows are ranked by: their objective; the held-out loss where the objectives are several."""
-    names = {row.first.objective_name for row in rows if row.is_ok}
-    return "objective" if len(names) == 1 else "eval_loss"
+    """What the rows are ranked by: their objective; the held-out loss where the objectives are several.
+
+    Of several trainers neither losses nor rewards compare: it is then what answers are worth, by a number that all
+    have; empty where there is none.
+    """
+    able = [row for row in rows if row.is_ok]
+    names = {row.first.objective_name for row in able}
+    key = "objective" if len(names) == 1 else "eval_loss"
+    of_trainer = names <= set(OF_TRAINER) or len(names) > 1
+    if len(trainers(rows)) > 1 and of_trainer:
+        return next((name for name in OF_ANSWERS if all(name in row.numbers for row in able)), "")
+    if able and not any(key in row.numbers for row in able):  # prompts alone have no loss
+        return next((name for name in ("reward", *OF_ANSWERS) if all(name in row.numbers for row in able)), key)
+    return key
+
+
+def by_trainer(rows: Sequence[Row]) -> list[Row]:
+    """The rows without ranks: trainer by trainer, each by its own held-out loss, then what did not end well."""
+    known = trainers(rows)
+    able = [row for row in ranked(rows, "eval_loss") if row.is_ok]
+    able.sort(key=lambda row: known.index(str(row.first.settings.get("trainer.name"))))
+    for row in rows:
+        row.rank = None
+    return able + [row for row in rows if not row.is_ok]
 
 
 def differing(rows: Sequence[Row]) -> list[str]:

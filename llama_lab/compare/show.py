@@ -16,7 +16,18 @@ from llama_lab.compare.find import find_runs
 from llama_lab.compare.keys import getter, resolve
 from llama_lab.compare.noise import judge
 from llama_lab.compare.read import NUMBERS, Run
-from llama_lab.compare.rows import Row, companions, larger_is_better, rank_key, ranked, rows_of
+from llama_lab.compare.rows import (
+    OF_ANSWERS,
+    OF_TRAINER,
+    Row,
+    by_trainer,
+    companions,
+    larger_is_better,
+    rank_key,
+    ranked,
+    rows_of,
+    trainers,
+)
 from llama_lab.compare.where import parse_where
 from llama_lab.errors import ConfigError
 
@@ -50,7 +61,7 @@ class Comparison:
     rows: list[Row]
     columns: table.Columns
     key: str
-    """What the rows are ranked by."""
+    """What the rows are ranked by; empty where no number of theirs compares."""
     key_name: str
     """The same, with the objective by its name."""
     verdict: list[str]
@@ -102,11 +113,13 @@ def comparison(options: Options) -> Comparison:
     rows = rows_of(fitting)
     sort = resolve(options.sort, runs, "--sort") if options.sort else None
     key = sort if sort in NUMBERS else rank_key(rows)
-    rows = ranked(rows, key)
+    rows = ranked(rows, key) if key else by_trainer(rows)
     names = {row.first.objective_name for row in rows if row.is_ok}
     key_name = names.pop() if key == "objective" and len(names) == 1 else key
-    verdict = judge(rows, key, key_name)
-    if len(names) > 1 and not sort:
+    verdict = judge(rows, key, key_name) if key else [_not_ranked(rows)]
+    if key and (several := _about_trainers(rows, key, is_asked_for=sort == key)):
+        notes.append(several)
+    elif len(names) > 1 and not sort:
         notes.append("the runs have different objectives, so eval_loss ranks them; --sort KEY ranks by another number")
     if sort and sort not in NUMBERS:
         rows.sort(key=lambda row: _order(row.value(sort)))
@@ -119,6 +132,25 @@ def comparison(options: Options) -> Comparison:
     return Comparison(
         runs=fitting, rows=rows, columns=columns, key=key, key_name=key_name, verdict=verdict, notes=notes
     )
+
+
+def _not_ranked(rows: list[Row]) -> str:
+    known = sorted(trainers(rows))
+    return (
+        f"Not ranked: losses and rewards of trainers {', '.join(known)} do not compare, and no other number is in all "
+        f"runs. Type --where trainer={known[0]}, or --sort KEY."
+    )
+
+
+def _about_trainers(rows: list[Row], key: str, *, is_asked_for: bool) -> str:
+    """Why another number than the objective ranks runs of several trainers, or what is wrong with the one asked for."""
+    known = sorted(trainers(rows))
+    if len(known) < 2 or (is_asked_for and key not in OF_TRAINER):
+        return ""
+    if key in OF_TRAINER:
+        return f"{key} of trainers {', '.join(known)} does not compare: each has its own loss and reward"
+    is_instead = key in OF_ANSWERS
+    return f"the losses of trainers {', '.join(known)} do not compare, so {key} ranks the runs" if is_instead else ""
 
 
 def _filtered(runs: list[Run], where: str | None) -> list[Run]:
@@ -150,7 +182,8 @@ def _view(found: Comparison) -> Group:
     counts = Counter(run.status for run in found.runs)
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     end = "largest" if larger_is_better(found.rows, found.key) else "smallest"
-    head = f"{len(found.runs)} runs: {told}. Ranked by {found.key_name}, {end} first."
+    order = f" Ranked by {found.key_name}, {end} first." if found.key else ""
+    head = f"{len(found.runs)} runs: {told}.{order}"
     along = companions(found.rows, found.columns.settings).items()
     told_along = [f"With {lead} differ: {', '.join(keys)}." for lead, keys in along]
     lines = [head, *found.verdict, *told_along, *(f"Note: {note}." for note in found.notes)]

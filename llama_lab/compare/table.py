@@ -144,7 +144,9 @@ def as_json(rows: Sequence[Row], columns: Columns, key: str, verdict: Sequence[s
         }
         for row in rows
     ]
-    return json.dumps({"schema": 1, "ranked_by": key, "verdict": list(verdict), "rows": found}, indent=2, default=str)
+    return json.dumps(
+        {"schema": 1, "ranked_by": key or None, "verdict": list(verdict), "rows": found}, indent=2, default=str
+    )
 
 
 def shown(row: Row, key: str) -> str:

@@ -152,7 +152,7 @@ def _panels(found: Comparison) -> list[Any]:
 
     follows = {name for names in companions(found.rows, found.columns.settings).values() for name in names}
     settings = [name for name in found.columns.settings if name not in follows][:MAX_AXES]
-    key = found.key_name
+    key = found.key_name or "eval_loss"
     axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), display_name=name) for name in settings]
     axes.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(key), display_name=key))
     return [

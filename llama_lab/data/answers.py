@@ -16,10 +16,17 @@ PAIRED = ("rejected_ids", "rejected_labels")
 
 
 def chat_of(example: dict[str, Any]) -> list[dict[str, str]]:
-    """The conversation of an example, ending with its answer, of preferences with the better one; empty for a text."""
+    """The conversation of an example, ending with its answer, of preferences with the better one; of a prompt alone
+    with the question; empty for a text."""
     if "prompt" in example:
-        return [*example["prompt"], *example["completion" if "completion" in example else "chosen"]]
+        return [*example["prompt"], *example.get("completion", example.get("chosen", ()))]
     return list(example.get("messages", ()))
+
+
+def asked_and_wanted(example: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+    """The conversation up to its last question, and the answer to that; empty where there is a prompt alone."""
+    chat = chat_of(example)
+    return (chat[:-1], chat[-1]["content"]) if chat[-1]["role"] == "assistant" else (chat, "")
 
 
 def encode_answers(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llama_lab.choices import DataFormat
 from llama_lab.config import DatasetSettings
-from llama_lab.data.answers import chat_of
+from llama_lab.data.answers import asked_and_wanted, chat_of
 from llama_lab.data.findings import Finding, Level, some
 from llama_lab.data.ghost import ghost_attention
 from llama_lab.data.pairs import pair_findings
@@ -56,9 +57,10 @@ def audit(
         One finding a check, the good ones too, in the order in which a person should read them.
     """
     train, valid = (numbers_of(split.tokens, tokenizer) for split in (splits.train, splits.valid))
+    names = ["bos"] if splits.format is DataFormat.prompt else list(TOKEN_CHECKS)  # nothing is learned of a prompt
     findings = [
-        *_token_findings(train, splits.train, "training"),
-        *_token_findings(valid, splits.valid, "held-out"),
+        *_token_findings(train, splits.train, "training", names),
+        *_token_findings(valid, splits.valid, "held-out", names),
         *pair_findings(splits.train, "training", tokenizer, vocab_size),
         *pair_findings(splits.valid, "held-out", tokenizer, vocab_size),
         _template(splits.train, tokenizer, dataset),
@@ -142,15 +144,19 @@ def _hash(ids: NDArray[np.int64]) -> int:
     return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest())
 
 
-def _token_findings(numbers: SplitNumbers, split: Split, kind: str) -> list[Finding]:
-    wrong = {
-        "no_label": ("labels", "have a token to learn", "have none"),
-        "no_eos": ("EOS", "learn to stop", "never learn the EOS, so the model would not stop"),
-        "pad": ("padding", "learn no pad token", "learn the pad token"),
-        "bos": ("BOS", "have one BOS at a time", "have two BOS in a row"),
-    }
+TOKEN_CHECKS = {
+    "no_label": ("labels", "have a token to learn", "have none"),
+    "no_eos": ("EOS", "learn to stop", "never learn the EOS, so the model would not stop"),
+    "pad": ("padding", "learn no pad token", "learn the pad token"),
+    "bos": ("BOS", "have one BOS at a time", "have two BOS in a row"),
+}
+"""By the name of a fault: what is checked, and what is said of rows without it and with it."""
+
+
+def _token_findings(numbers: SplitNumbers, split: Split, kind: str, names: list[str]) -> list[Finding]:
     findings = []
-    for name, (check, good, bad) in wrong.items():
+    for name in names:
+        check, good, bad = TOKEN_CHECKS[name]
         faulty, total = numbers.faults[name], len(numbers.lengths)
         if not faulty:
             findings.append(Finding(level=Level.ok, check=check, message=f"all {total:,} {kind} rows {good}"))
@@ -175,13 +181,17 @@ def _template(split: Split, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
     firsts = np.unique(split.numbers, return_index=True)[1][:TRIED]  # a long row may go on in the next ones
     for example, number in zip(split.examples, firsts, strict=False):
         ids, row = split.tokens[int(number)]["input_ids"], f"training row {split.numbers[number]}"
-        if "prompt" in example:
+        if "text" not in example:
+            asked, wanted_answer = asked_and_wanted(example)
             example = {"messages": chat_of(example)}
-        if "messages" in example:
-            messages = ghost_attention(example["messages"]) if dataset.ghost_attention else example["messages"]
-            example, prompt = {"messages": messages}, encode_prompt(messages[:-1], saved)
+            if dataset.ghost_attention:
+                example["messages"] = ghost_attention(example["messages"])
+                asked = example["messages"][:-1]
+            prompt = encode_prompt(asked, saved)
             if ids[: len(prompt)] != prompt[: len(ids)]:
                 return _template_finding(Level.failure, f"{row} begins otherwise than its prompt does at inference")
+            if not wanted_answer:  # the row is its prompt, whose BOS are those of inference
+                continue
         found, wanted = ids.count(saved.bos_token_id), expected_bos(example, saved)
         if found != wanted and len(ids) < dataset.max_length:
             return _template_finding(Level.failure, f"{row} has {found} BOS, and its template writes {wanted}")

@@ -19,6 +19,7 @@ COLUMNS = {
     DataFormat.quotes: ("quote", "author"),
     DataFormat.guanaco: ("text",),
     DataFormat.text: ("text",),
+    DataFormat.prompt: ("prompt",),  # last: a column prompt may stand beside an answer
 }
 """The columns each format needs, in the order in which formats are tried."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from llama_lab.choices import DataFormat
 from llama_lab.config import DatasetSettings
 from llama_lab.data.columns import COLUMNS, require, suggest, text_of
-from llama_lab.data.preference import from_preference, from_unpaired_preference, is_verdict
+from llama_lab.data.preference import from_preference, from_unpaired_preference, is_verdict, prompt_of
 from llama_lab.data.turns import ask, check_turns, is_blank, trimmed, turns_of
 from llama_lab.errors import DataError, did_you_mean
 
@@ -52,7 +52,8 @@ def to_example(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) 
     """One row as what it means.
 
     {"messages": [{"role", "content"}, ...]} that ends with an answer, or {"text": str}; of preference rows {"prompt",
-    "chosen", "rejected"} and {"prompt", "completion", "label"}, all but the label a list of messages.
+    "chosen", "rejected"} and {"prompt", "completion", "label"}, all but the label a list of messages; of a prompt
+    alone {"prompt"}, a list of messages that ends with a question.
 
     Raises:
         DataError: a column is missing, empty or of the wrong type, or the roles do not alternate.
@@ -70,6 +71,8 @@ def convert(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) -> 
         return _with_system(from_preference(row, dataset), "prompt", dataset), False
     if form is DataFormat.unpaired_preference:
         return _with_system(from_unpaired_preference(row, dataset), "prompt", dataset), False
+    if form is DataFormat.prompt:
+        return _with_system({"prompt": prompt_of(row, dataset)}, "prompt", dataset), False
     whole = _MESSAGES_OF[form](row, dataset)
     messages = trimmed(whole, also_first=form in (DataFormat.sharegpt, DataFormat.guanaco))
     check_turns(messages)

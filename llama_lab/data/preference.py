@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.config import EMBEDDED_DATASETS, DatasetSettings
-from llama_lab.data.columns import require, text_of
+from llama_lab.data.columns import LIKELY, require, suggest, text_of
 from llama_lab.data.turns import ROLES, check_text, turns_of
 from llama_lab.errors import DataError, did_you_mean
 from llama_lab.own_settings import FROM_PAIRS, SAMPLING
@@ -30,11 +30,16 @@ def check_trainer(form: DataFormat, trainer: TrainerName, row: dict[str, Any], d
         DataError: says how the good answers alone are learned, or which trainer the rows are for.
     """
     columns = dataset.columns
+    if form is DataFormat.prompt and trainer not in SAMPLING:
+        raise DataError(
+            f"the columns {', '.join(map(str, row))} fit no format of trainer={trainer}: there is a prompt and no "
+            f"answer. Prompts alone are for trainer=grpo and rloo.{suggest(row)}"
+        )
     if trainer in FROM_PAIRS:
         _check_preferences(form, trainer, dataset)
         return
     if trainer in SAMPLING:
-        _check_prompts(form, trainer)
+        _check_prompts(form, trainer, row, dataset)
         return
     if form is DataFormat.preference:
         whole = isinstance(row.get(columns.chosen), list)
@@ -67,7 +72,13 @@ def _check_preferences(form: DataFormat, trainer: TrainerName, dataset: DatasetS
     )
 
 
-def _check_prompts(form: DataFormat, trainer: TrainerName) -> None:
+def _check_prompts(form: DataFormat, trainer: TrainerName, row: dict[str, Any], dataset: DatasetSettings) -> None:
+    answers = next((name for name in row if str(name).lower() in LIKELY["completion"]), None)
+    if form is DataFormat.prompt and dataset.format is DataFormat.auto and answers is not None:
+        raise DataError(
+            f"the rows have a column {answers} beside {dataset.columns.prompt}. Type dataset.columns.completion="
+            f"{answers} where it holds answers that rewards may compare with, or dataset.format=prompt where not."
+        )
     if form in (DataFormat.text, DataFormat.preference, DataFormat.unpaired_preference):
         instead = "dataset=sample_rewards" if form is DataFormat.text else "trainer=dpo, or dataset=sample_rewards"
         raise DataError(
@@ -97,7 +108,7 @@ def from_preference(row: dict[str, Any], dataset: DatasetSettings) -> dict[str, 
             f"columns {dataset.columns.chosen} and {dataset.columns.rejected} hold the same, so neither is better"
         )
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
-        return {"prompt": _prompt(row, dataset), "chosen": chosen, "rejected": rejected}
+        return {"prompt": prompt_of(row, dataset), "chosen": chosen, "rejected": rejected}
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
     while shared and chosen[shared - 1]["role"] != "user":
@@ -126,7 +137,7 @@ def from_unpaired_preference(row: dict[str, Any], dataset: DatasetSettings) -> d
             f"column {dataset.columns.label} holds {label!r:.40}; it is true for a good answer and false for a bad one"
         )
     label = VERDICTS[label.strip().lower()] if isinstance(label, str) else label
-    return {"prompt": _prompt(row, dataset), "completion": _answer(row, "completion", dataset), "label": label}
+    return {"prompt": prompt_of(row, dataset), "completion": _answer(row, "completion", dataset), "label": label}
 
 
 def is_verdict(value: Any) -> bool:
@@ -134,7 +145,12 @@ def is_verdict(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in VERDICTS)
 
 
-def _prompt(row: dict[str, Any], dataset: DatasetSettings) -> Turns:
+def prompt_of(row: dict[str, Any], dataset: DatasetSettings) -> Turns:
+    """The prompt of a row, a text or messages that end with a question.
+
+    Raises:
+        DataError: there is none, or it ends with an answer.
+    """
     if not isinstance(require(row, "prompt", dataset), list):
         return [{"role": "user", "content": text_of(row, "prompt", dataset)}]
     turns = _turns(row, "prompt", dataset)

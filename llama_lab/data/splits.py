@@ -51,6 +51,8 @@ def build_splits(
     (train, valid), fingerprint = tokenise(drawn, form, loss_on, dataset, tokenizer)
     stores = {split.store.digest: split.store for split in drawn}
     notes = [line.rstrip(".") for store in stores.values() for line in store.breaks]
+    if form is DataFormat.prompt:
+        notes.append("the rows are prompts alone, so there is no held-out loss; objective=reward ranks such runs")
     notes += [*_notes(train.counts, "training", dataset), *_notes(valid.counts, "held-out", dataset)]
     return Splits(train=train, valid=valid, format=form, fingerprint=fingerprint, notes=notes)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_lab.choices import DataFormat, LossOn
+from llama_lab.choices import DataFormat, LongRows, LossOn
 from llama_lab.config import DatasetSettings
 from llama_lab.data.answers import PAIRED, encode_answers, fit_answers
 from llama_lab.data.cache import LATER_SETTINGS, cached, code_digest, digest, settings_without, tokenizer_digest
 from llama_lab.data.examples import Examples, Store
 from llama_lab.data.ghost import ghost_attention, ghost_loss_on
 from llama_lab.data.lengths import Counts, fit, has_label
-from llama_lab.data.templates import adds_bos, encode
+from llama_lab.data.templates import IGNORED, adds_bos, encode, encode_prompt
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def tokenise(
         for split, count in zip(drawn, counts, strict=True):
             if form in PREFERENCES:
                 rows = _preferences(split, count, dataset, tokenizer)
+            elif form is DataFormat.prompt:
+                rows = _prompts(split, count, dataset, tokenizer)
             else:
                 rows = _pieces(split, count, loss_on, dataset, tokenizer)
             written.append(_write(folder / f"{split.kind}.arrow", rows, form))
@@ -153,6 +155,27 @@ def _preferences(
             counts.num_kept += 1
             counts.add_piece(kept)
             yield kept | {"row": number}
+
+
+def _prompts(
+    drawn: Drawn, counts: Counts, dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """Prompts alone, of which nothing is learned; one that is too long is left out, as half a question is none."""
+
+    def encoded(example: dict[str, Any]) -> dict[str, Any]:
+        ids = encode_prompt(example["prompt"], tokenizer)
+        return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
+
+    for number, row in _tokenised(drawn, counts, dataset, encoded):
+        length = len(row["input_ids"])
+        counts.longest = max(counts.longest, length)
+        if length > dataset.max_length:
+            counts.add("dropped", number)
+            counts.num_tokens_cut += length
+            continue
+        counts.num_kept += 1
+        counts.add_piece(row)
+        yield row | {"row": number}
 
 
 def _tokenised(
@@ -227,7 +250,7 @@ def _schema(form: DataFormat) -> Any:
 
 def _nothing_left(drawn: Drawn, counts: Counts, dataset: DatasetSettings) -> str:
     if counts.num_unlabelled + counts.num_dropped:
-        drop = ", or dataset.long_rows=cut" if counts.num_dropped else ""
+        drop = ", or dataset.long_rows=cut" if dataset.long_rows is LongRows.drop else ""
         return (
             f"No {drawn.kind} row has a token to learn within dataset.max_length={dataset.max_length}. "
             f"Type a larger one{drop}."

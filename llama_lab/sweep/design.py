@@ -11,10 +11,13 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
+from llama_lab.checks import form_of_file
+from llama_lab.choices import DataFormat
 from llama_lab.compose import check_runs
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.lock import UNLOCKED
+from llama_lab.own_settings import SAMPLING
 from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.settings import Direction, SweepSettings, check_pruner, sweep_settings
 from llama_lab.sweep.space import Space, parse_space
@@ -101,7 +104,16 @@ def check_design(design: Design) -> list[RunConfig]:
     for name in design.objectives:
         if name in ("exact_match", "composes") and any(name not in c.dataset.metrics for c in configs):
             raise ConfigError(f"{name} is an objective and not measured. Type dataset.metrics=[{name}] as well.")
+        if name == "eval_loss" and any(c.trainer.name in SAMPLING and _are_prompts_alone(c) for c in configs):
+            raise ConfigError(
+                "eval_loss is an objective, and rows that are prompts alone have none. Type objective=reward "
+                "hydra/sweeper/pruner=none"
+            )
     return configs
+
+
+def _are_prompts_alone(config: RunConfig) -> bool:
+    return form_of_file(config.dataset, config.trainer.name) is DataFormat.prompt
 
 
 def _identity(config: DictConfig, space: Space, objectives: list[str], settings: SweepSettings) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def _measure(source: Source, options: EvaluateOptions, tick: Ticker) -> Evaluati
         if splits.format is DataFormat.preference:
             return {}
         found = score(model, tokenizer, splits.valid, config.evaluate, config.dataset.metrics, tell)
-        numbers = {"eval_loss": found.eval_loss, "perplexity": math.exp(min(found.eval_loss, 700.0)), **found.metrics}
+        numbers = dict(found.metrics)
+        if not math.isnan(found.eval_loss):  # prompts alone have none
+            numbers = {"eval_loss": found.eval_loss, "perplexity": math.exp(min(found.eval_loss, 700.0))} | numbers
         if options.tasks:
             tell(f"tasks {', '.join(options.tasks)}")
             numbers |= run_tasks(

@@ -32,6 +32,7 @@ def test_a_run_on_the_embedded_pairs_says_all_that_it_measured(undisturbed):
     result = read_json(undisturbed / "result.json")
     assert result["status"] == "ok"
     assert result["num_steps"] == NUM_STEPS
+    assert read_json(undisturbed / "run.json")["config"]["quant"]["type"] == "nf4"
     assert result["eval_loss_before"] == pytest.approx(0.6931, abs=1e-3)  # log 2: no answer is liked more yet
     assert (result["reward_accuracy_before"], result["reward_margin_before"]) == (0.0, 0.0)
     assert result["perplexity"] is None

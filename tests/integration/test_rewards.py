@@ -43,6 +43,7 @@ def undisturbed(request, lab, tmp_path_factory) -> tuple[str, Path]:
 
 def test_killed_run_ends_bitwise_equal(lab, undisturbed, tmp_path):
     name, wanted = undisturbed
+    assert read_json(wanted / "run.json")["config"]["quant"]["type"] == "nf4"
     folder = tmp_path / "run"
     last = read_json(wanted / "result.json")["num_steps"]
     words = [*OF_TRAINER[name], "trainer.num_train_epochs=2"]
@@ -97,6 +98,22 @@ def test_reward_model_loads_with_plain_peft_and_scores_as_here(reward_model, tmp
         assert score == pytest.approx(wanted, abs=0.05)  # a CPU may compute in bf16 here, and in fp32 there
 
 
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_reward_model_begins_with_the_adapter_of_an_sft_run_and_a_new_score(lab, tiny_run, tmp_path, quant):
+    words = ["trainer=reward", "lora.r=4", f"quant={quant}", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
+    folder = lab.run(tmp_path / "run", *PAIRS, *words, f"model.adapter={tiny_run}")
+    before, after = load_file(tiny_run / ADAPTER), load_file(folder / ADAPTER)
+    assert [name for name in after if name not in before] == ["base_model.model.score.weight"]
+    assert all((after[name] - before[name]).abs().max() < 1e-6 for name in before)
+    assert any(value.abs().max() > 0 for name, value in before.items() if "lora_B" in name)  # it had learned
+    scored = lab(
+        *(f"hydra.run.dir={tmp_path / 'grpo'}", *SAMPLING, "trainer=grpo", "trainer.rewards=[reward_model]"),
+        *(f"trainer.reward_model={folder}", "trainer.max_steps=1", "lora.r=4", f"model.adapter={tiny_run}"),
+        cwd=tmp_path,
+    )
+    assert scored.returncode == 0, scored.stderr
+
+
 def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
     done = lab("generate", str(reward_model), "hello", cwd=reward_model.parent)
     assert done.returncode == 2
@@ -111,7 +128,6 @@ def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
             ["trainer=grpo", "dataset=sample_rewards", "model.adapter={reward}"],
             "trainer.reward_model={reward} to learn",
         ),
-        (["trainer=reward", "dataset=sample_preference", "model.adapter={sft}"], "Leave model.adapter out"),
         (
             ["trainer=grpo", "dataset=sample_rewards", "trainer.rewards=[reward_model]", "trainer.reward_model={sft}"],
             "is a run of trainer=sft, whose model scores nothing",
@@ -148,6 +164,49 @@ def test_answers_become_worth_more(lab, reward_model, tmp_path, trainer):
     assert all("train/reward_model" in row for row in logged if "train/reward" in row)
     result = read_json(tmp_path / "run" / "result.json")
     assert result["reward_odd"] >= result["reward_odd_before"]
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_prompts_alone_are_enough_for_a_reward_that_needs_no_answer(lab, tmp_path, trainer):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
+    (tmp_path / "mine.py").write_text(
+        "def even(prompt, completion, answer):\n"
+        "    assert prompt.startswith('word') and answer == ''\n"
+        "    return sum(ord(c) % 2 == 0 for c in completion) / max(1, len(completion))\n"
+    )
+    rows = ["dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}", "dataset.metrics=[composes]"]
+    steps = [
+        "trainer.max_steps=4",
+        "trainer.max_completion_length=8",
+        "evaluate.max_new_tokens=8",
+        "trainer.eval_steps=2",
+    ]
+    words = [*WORDS, f"trainer={trainer}", *rows, *steps, "objective=reward", "quant=nf4"]
+    done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, "trainer.rewards=[mine:even]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = read_json(tmp_path / "run" / "result.json")
+    assert (result["eval_loss"], result["perplexity"], result["composes"]) == (None, None, 0.0)
+    assert result["objective"] == result["reward"] == result["reward_even"] >= 0
+    assert "there is no held-out loss" in done.stdout
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("eval/reward" in row for row in logged)
+    assert not any("eval/loss" in row for row in logged)
+    evaluated = lab("evaluate", str(tmp_path / "run"), cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_prompts_alone_are_refused_before_anything_is_written_where_the_answer_is_needed(lab, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
+    words = ["model=tiny", "trainer=grpo", "dataset=jsonl", "dataset.path=rows.jsonl"]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "trainer.rewards=exact_match: needs the answer of a row, and rows.jsonl holds prompts alone" in done.stderr
+    search = ["trainer.rewards=[composes]", "-m", "search=lora_quant"]
+    done = lab(*words, *search, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Type objective=reward hydra/sweeper/pruner=none" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_equal_answers_teach_nothing_and_the_run_says_so(lab, tmp_path):

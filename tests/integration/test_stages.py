@@ -37,7 +37,10 @@ def test_stages_are_one_group_and_rows_of_one_table(lab, done):
     groups = {read_json(done / stage / "run.json")["config"]["tracking"]["group"] for stage in ("1_sft", "2_dpo")}
     assert groups == {"sft_then_dpo_all"}
     table = lab("compare", str(done), "--format", "json", cwd=done.parent)
-    assert [row["run"] for row in json.loads(table.stdout)["rows"]] == ["2_dpo", "1_sft"]
+    found = json.loads(table.stdout)
+    assert [row["run"] for row in found["rows"]] == ["1_sft", "2_dpo"]
+    assert found["ranked_by"] is None  # of two trainers, and nothing was measured of their answers
+    assert "losses and rewards of trainers dpo, sft do not compare" in found["verdict"][0]
 
 
 def test_a_stage_is_taken_away_and_done_again_like_any_run(lab, done, tmp_path):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llama_lab.compare.find import find_runs
+from llama_lab.compare.page import write_page
 from llama_lab.compare.read import one_line
 from llama_lab.compare.show import Options, comparison
 from llama_lab.compare.table import as_csv, as_json, as_markdown
@@ -140,6 +141,62 @@ def test_ranked_by_the_objective_the_good_end_first(tmp_path):
     assert names(compared(tmp_path, sort="eval_loss")) == ["a", "c", "b"]
     assert names(compared(tmp_path, sort="eval_loss", reverse=True)) == ["b", "c", "a"]
     assert names(compared(tmp_path, sort="lora.r")) == ["a", "b", "c"]
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Runs of two trainers, whose losses would make the worst one the best."""
+
+    def make(**more):
+        for name, trainer, loss, share in (("1", "sft", 0.9, 0.5), ("2", "dpo", 0.6, 0.4), ("3", "sft", 0.8, 0.6)):
+            result = {key: share for key, is_there in more.items() if is_there}
+            make_run(tmp_path / name, loss, trainer__name=trainer, lora__r=int(name), result=result)
+        return tmp_path
+
+    return make
+
+
+def test_runs_of_several_trainers_are_ranked_by_what_their_answers_are_worth(stages):
+    found = compared(stages(exact_match=True, composes=True))
+    assert [(row.name, row.rank) for row in found.rows] == [("3", 1), ("1", 2), ("2", 3)]
+    assert found.key_name == "exact_match"
+    assert "exact_match" in found.columns.facts
+    assert any("trainers dpo, sft do not compare, so exact_match ranks" in note for note in found.notes)
+
+
+def test_runs_of_several_trainers_without_a_number_in_common_are_not_ranked(stages):
+    found = compared(stages())
+    assert [(row.name, row.rank, row.verdict) for row in found.rows] == [
+        ("3", None, ""),
+        ("1", None, ""),
+        ("2", None, ""),
+    ]
+    assert found.verdict == [
+        "Not ranked: losses and rewards of trainers dpo, sft do not compare, and no other number is in all runs. "
+        "Type --where trainer=dpo, or --sort KEY."
+    ]
+    assert json.loads(as_json(found.rows, found.columns, found.key, found.verdict))["ranked_by"] is None
+    assert as_markdown(found.rows, found.columns).count("| - |") == 3
+    write_page(stages() / "page.html", found)
+
+
+def test_runs_of_one_trainer_among_several_are_ranked_by_their_loss(stages):
+    found = compared(stages(), where="trainer=sft")
+    assert [(row.name, row.rank) for row in found.rows] == [("3", 1), ("1", 2)]
+    assert found.notes == ["2 of 3 runs fit --where"]
+
+
+def test_a_loss_that_is_asked_for_ranks_several_trainers_and_is_said_not_to_compare(stages):
+    found = compared(stages(exact_match=True), sort="eval_loss")
+    assert names(found)[0] == "2"
+    assert found.notes == ["eval_loss of trainers dpo, sft does not compare: each has its own loss and reward"]
+
+
+def test_runs_that_have_no_loss_are_ranked_by_their_reward(tmp_path):
+    for name, worth in (("a", 0.2), ("b", 0.7)):
+        result = {"objective": None, "eval_loss": None, "reward": worth}
+        make_run(tmp_path / name, 1.0, trainer__name="grpo", lora__r=ord(name), result=result)
+    assert [(row.name, row.rank) for row in compared(tmp_path).rows] == [("b", 1), ("a", 2)]
 
 
 def test_different_objectives_are_ranked_by_the_held_out_loss_and_said(tmp_path):

@@ -34,6 +34,7 @@ ROWS = {
     DataFormat.text: {"text": "<s>[INST] France? [/INST] Paris. </s>"},
     DataFormat.preference: {"prompt": "France?", "chosen": "Paris.", "rejected": "Lyon.", "score_chosen": 9.5},
     DataFormat.unpaired_preference: {"prompt": "France?", "completion": "Lyon.", "label": False},
+    DataFormat.prompt: {"prompt": "France?", "source": "a quiz"},
 }
 """One row of ours in every format."""
 
@@ -69,6 +70,7 @@ EXAMPLES = {
         "completion": turns("assistant: Lyon."),
         "label": False,
     },
+    DataFormat.prompt: {"prompt": turns("user: France?")},
 }
 """What the rows mean."""
 
@@ -484,7 +486,7 @@ def test_sft_on_preferences_says_how_it_can_learn_from_them(row, words):
 
 def test_rows_of_answers_are_for_sft():
     for form, row in ROWS.items():
-        if form not in (DataFormat.preference, DataFormat.unpaired_preference):
+        if form not in (DataFormat.preference, DataFormat.unpaired_preference, DataFormat.prompt):
             check_trainer(form, TrainerName.sft, row, settings())
 
 

@@ -161,3 +161,11 @@ def test_adapter_that_is_not_there_is_told(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(LlamaLabError, match="cannot be read"):
         compose_words([*DPO, f"model.adapter={tmp_path}"])
+
+
+def test_reward_model_does_not_begin_with_an_adapter_that_trained_the_words(adapter):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]}))
+    words = ["model=tiny", "trainer=reward", "dataset=sample_preference", f"model.adapter={adapter}", "lora.r=4"]
+    with pytest.raises(LlamaLabError, match="trained lm_head as well, in whose place a reward model has its score"):
+        compose_words([*words, "lora.modules_to_save=[lm_head]", "quant=none"])

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from llama_lab.choices import TrainerName
 from llama_lab.compose import compose_words
 from llama_lab.data import sample, sample_rewards
 from llama_lab.errors import LlamaLabError
@@ -103,3 +104,90 @@ def test_rows_without_a_prompt_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 3)
     with pytest.raises(LlamaLabError, match="Type dataset=sample_rewards"):
         compose_words(["trainer=grpo", "dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}"])
+
+
+# prompts alone
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Words that read a file of prompts without answers."""
+
+    def write(**more):
+        rows = [{"prompt": f"word {i}", **more} for i in range(20)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ["model=tiny", "trainer=grpo", "dataset=jsonl", f"dataset.path={tmp_path / 'prompts.jsonl'}"]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            [],
+            "trainer.rewards=exact_match: needs the answer of a row, and {file} holds prompts alone, without a column "
+            "completion. Type trainer.rewards=[composes], or dataset.columns.completion=COLUMN",
+        ),
+        (["trainer.rewards=[length,exact_match]"], "trainer.rewards=length,exact_match: needs the answer"),
+        (["trainer.rewards=[length]"], "Type trainer.rewards=[package.module:function], or"),
+        (
+            ["trainer.rewards=[length,composes]", "trainer.reward_weights=[1,2]"],
+            "Type trainer.rewards=[composes] trainer.reward_weights=[2], or",
+        ),
+        (
+            ["trainer.rewards=[composes]", "dataset.metrics=[exact_match,composes]"],
+            "dataset.metrics=exact_match: needs the answer of a row, and {file} holds prompts alone",
+        ),
+        (["trainer.rewards=[composes]", "objective=perplexity"], "Type objective=reward, or"),
+    ],
+)
+def test_reward_that_needs_an_answer_is_refused_for_prompts_alone(prompts, tmp_path, words, said):
+    with pytest.raises(LlamaLabError) as caught:
+        compose_words([*prompts(), *words])
+    assert said.format(file=tmp_path / "prompts.jsonl") in str(caught.value)
+
+
+def test_rewards_that_need_no_answer_take_prompts_alone(prompts, mine):
+    rewards = "trainer.rewards=[composes,mine.rewards:short]"
+    assert compose_words([*prompts(), rewards]).trainer.rewards == ["composes", "mine.rewards:short"]
+
+
+def test_answers_under_another_name_are_not_overlooked(prompts):
+    words = prompts(answer="x")
+    with pytest.raises(
+        LlamaLabError, match=r"a column answer beside prompt\. Type dataset\.columns\.completion=answer"
+    ):
+        compose_words([*words, "trainer.rewards=[composes]"])
+    assert compose_words([*words, "dataset.columns.completion=answer"]).trainer.rewards == ["composes", "exact_match"]
+    compose_words([*words, "trainer.rewards=[composes]", "dataset.format=prompt"])
+
+
+@pytest.mark.parametrize("trainer", ["sft", "dpo", "reward"])
+def test_prompts_alone_are_for_trainers_that_answer_themselves(prompts, trainer):
+    with pytest.raises(LlamaLabError, match=r"a prompt and no answer\. Prompts alone are for trainer=grpo and rloo"):
+        compose_words([*prompts(), f"trainer={trainer}"])
+
+
+@pytest.mark.parametrize(
+    "prompt", ["France?", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "France?"}]]
+)
+def test_prompts_alone_are_read_as_at_inference_and_pass_the_checks(tiny_tokenizer, tmp_path, prompt):
+    from llama_lab.config import DatasetSettings
+    from llama_lab.data.answers import asked_and_wanted
+    from llama_lab.data.audit import audit
+    from llama_lab.data.findings import Level
+    from llama_lab.data.splits import build_splits
+    from llama_lab.data.templates import encode_prompt
+
+    long = {"prompt": "word " * 200}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": prompt}] * 8 + [long]))
+    dataset = DatasetSettings(path=str(tmp_path / "rows.jsonl"), max_length=100)
+    dataset.max_duplicate_share = dataset.max_leak_share = 1.0
+    splits = build_splits(dataset, tiny_tokenizer, seed=0, trainer=TrainerName.grpo)
+    messages, wanted = asked_and_wanted(splits.train.examples[0])
+    assert (messages[-1], wanted) == ({"role": "user", "content": "France?"}, "")
+    assert splits.train.tokens[0]["input_ids"] == encode_prompt(messages, tiny_tokenizer)
+    assert splits.train.counts.num_dropped + splits.valid.counts.num_dropped == 1  # half a question is none
+    findings = audit(splits, tiny_tokenizer, dataset, vocab_size=len(tiny_tokenizer))
+    assert [found.message for found in findings if found.level is Level.failure] == []

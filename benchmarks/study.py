@@ -112,8 +112,6 @@ def study_words(args: argparse.Namespace) -> list[str]:
     return [
         *("hydra/launcher=stacked", "hydra/sweeper/sampler=random", f"hydra.sweeper.n_trials={args.trials}"),
         *(f"hydra.sweeper.pruner.reduction_factor={FACTOR}", f"trainer.eval_steps={rung}"),
-        # a random sampler learns nothing from the trials before, so all can wait for a stack of their kind
-        f"hydra.sweeper.n_jobs={args.trials}",
     ]
 
 

@@ -16,7 +16,7 @@ from benchmarks.study_runs import ROOT, SAID, Drawn
 STATES = {"ok": "done", None: "failed"}
 SMALL = 300_000
 """Bytes up to which a file is kept."""
-KEPT = ("*.csv", "*.yaml", "*.journal", SAID, "stack-*.log", "*/result.json", "*/metrics.jsonl", "*/output.log")
+KEPT = ("*.csv", "*.yaml", SAID, "stack-*.log", "*/result.json", "*/metrics.jsonl", "*/output.log")
 
 
 @dataclass(frozen=True, kw_only=True)

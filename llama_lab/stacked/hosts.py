@@ -90,6 +90,12 @@ class Stacks:
         """Say how the known points are trained; the most rows of a stack."""
         return max((self.num_rows(kind_of(config), config) or 1 for config in self.configs), default=1)
 
+    @property
+    def num_kinds(self) -> int:
+        """Of the known points, those that go into stacks."""
+        kinds = {kind_of(config) for config in self.configs}
+        return sum(kind in self.ways and self.ways[kind].num_rows is not None for kind in kinds)
+
     def num_rows(self, kind: Kind, config: RunConfig, device: str = "") -> int | None:
         """Rows of a stack of this kind, None where each has a process of its own; decided, and said, once a kind."""
         with self.deciding:
@@ -145,15 +151,24 @@ class Stacks:
 
     def _has_place(self, device: str, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         place = self.active.get(device)
-        others = [number for (where, other), number in self.waiting.items() if where == device and other != kind]
+        others = [other for (where, other), number in self.waiting.items() if where == device and number]
+        others = [other for other in others if other != kind]
         if place is not None and place.takes(kind, config, num_rows):
             # a study hands out points of all kinds: a stack must not get ever emptier while others wait
-            return self.is_queue or sum(others) <= place.num_points
+            own = self._together(device, kind, beside=place.num_points)
+            fullest = max((self._together(device, other) for other in others), default=0)
+            return self.is_queue or 2 * own >= fullest
         if place is not None and place.num_points == 0:
             place.close()
             del self.active[device]
             place = None
-        return place is None and self.waiting[device, kind] >= max(others, default=0)
+        most = max((self.waiting[device, other] for other in others), default=0)
+        return place is None and self.waiting[device, kind] >= most
+
+    def _together(self, device: str, kind: Kind, beside: int = 0) -> int:
+        """How many points a stack of this kind has, once those that wait have joined the ones it has already."""
+        way = self.ways.get(kind)
+        return min(way.num_rows if way and way.num_rows else 1, beside + self.waiting[device, kind])
 
     def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone:
         if num_rows is None:

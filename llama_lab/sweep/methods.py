@@ -24,6 +24,10 @@ class SamplerName(StrEnum):
     cmaes = "cmaes"
 
 
+LEARN_NOTHING = (SamplerName.random, SamplerName.qmc)
+"""What they draw does not depend on what other trials have found."""
+
+
 class PrunerName(StrEnum):
     """Which trials are ended early (Optuna's pruners). Successive halving: arXiv 1810.05934; Hyperband: 1603.06560."""
 

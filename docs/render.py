@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from render_speed import SPEED_H200, learning_table, speed_cpu_table, speed_table, stacked_table
+from render_study import study_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "experiments" / "default_run"
@@ -174,6 +175,7 @@ def sweep_rungs_table() -> str:
 
 BLOCKS = {
     "stacked": stacked_table,
+    "study": study_section,
     "merge_onto": merge_onto_table,
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,

@@ -111,7 +111,7 @@ def study_words(args: argparse.Namespace) -> list[str]:
     rung = args.first_rung or max(1, args.steps // FACTOR**3)
     return [
         *("hydra/launcher=stacked", "hydra/sweeper/sampler=random", f"hydra.sweeper.n_trials={args.trials}"),
-        *(f"hydra.sweeper.pruner.reduction_factor={FACTOR}", f"trainer.eval_steps={rung}"),
+        *(f"hydra.sweeper.pruner.reduction_factor={FACTOR}", f"hydra.sweeper.pruner.min_resource={rung}"),
     ]
 
 

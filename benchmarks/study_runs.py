@@ -63,17 +63,20 @@ def points(words: Sequence[str], num: int) -> list[Drawn]:
 
 
 def run_study(words: Sequence[str], place: Path, cache: Path) -> Timed:
-    """The study as a user types it, on one GPU.
+    """The study as a user types it, on one GPU; one that has ended there is only read.
 
     Raises:
         RuntimeError: it has ended with an error; what it said lies in `place`.
     """
-    place.mkdir(parents=True)  # a study that lies there would go on, and its time mean nothing
+    if (place / SECONDS).exists():
+        return Timed(**json.loads((place / SECONDS).read_text()))
+    _begin(place)
     command = ["-m", f"hydra.sweep.dir={place}", *words]
     said = place / SAID
     timed, code = _timed(command, said, environment(cache, _gpus(1)[0]), lambda: list(place.glob("*/metrics.jsonl")))
     if code:
         raise RuntimeError(f"The study ended with {code}: {said.read_text()[-2000:]}")
+    (place / SECONDS).write_text(json.dumps(asdict(timed)))
     return timed
 
 
@@ -105,9 +108,7 @@ def _run(words: Sequence[str], out: Path, env: dict[str, str]) -> Timed:
     kept = out / SECONDS
     if kept.exists():
         return Timed(**json.loads(kept.read_text()))
-    # what a killed benchmark has left is begun again: half of a time is none
-    out = out if not out.exists() else _moved_away(out)
-    out.mkdir(parents=True)
+    _begin(out)
     timed, code = _timed([f"hydra.run.dir={out}", *words], out / SAID, env, lambda: [out / "metrics.jsonl"])
     print(f"run {out.name}: {timed.seconds:.1f} s, exit code {code}", file=sys.stderr, flush=True)
     if code:
@@ -116,10 +117,12 @@ def _run(words: Sequence[str], out: Path, env: dict[str, str]) -> Timed:
     return timed
 
 
-def _moved_away(out: Path) -> Path:
-    number = sum(1 for _ in out.parent.glob(f"{out.name}.killed*"))
-    out.rename(out.with_name(f"{out.name}.killed{number}"))
-    return out
+def _begin(folder: Path) -> None:
+    """Make an empty folder; what a killed benchmark has left there is put aside, since half of a time is none."""
+    if folder.exists():
+        number = sum(1 for _ in folder.parent.glob(f"{folder.name}.killed*"))
+        folder.rename(folder.with_name(f"{folder.name}.killed{number}"))
+    folder.mkdir(parents=True)
 
 
 def _timed(

@@ -21,7 +21,7 @@ from llama_lab.stacked.host import ALONE, APART, MEMORY_FULL, StackSettings, ser
 from llama_lab.stacked.kind import Kind, kind_of
 from llama_lab.stacked.rows import Stacking, stacking
 from llama_lab.sweep import child
-from llama_lab.sweep.processes import CHILDREN, STOP, Hear, fork_server, run_alone, started
+from llama_lab.sweep.processes import CHILDREN, STOP, Hear, fork_server, run_alone, started, warm_up
 from llama_lab.sweep.slots import visible_gpus
 
 POLL_S = 0.5
@@ -88,6 +88,7 @@ class Stacks:
 
     def decide(self) -> int:
         """Say how the known points are trained; the most rows of a stack."""
+        warm_up()  # on a GPU the rows are tokenised now, for which the same libraries are imported here
         return max((self.num_rows(kind_of(config), config) or 1 for config in self.configs), default=1)
 
     @property

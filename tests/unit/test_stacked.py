@@ -16,8 +16,9 @@ from llama_lab.memory import estimate_fast
 from llama_lab.params import SHAPES
 from llama_lab.stacked.gain import FULL, WORTH_IT, predicted_gain, step_ms
 from llama_lab.stacked.host import StackSettings
-from llama_lab.stacked.hosts import Stacks, _Stack
+from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.kind import kind_of
+from llama_lab.stacked.places import StackPlace
 from llama_lab.stacked.rows import Stacking, check_rows, largest_stack, predicted, stacking
 from llama_lab.stacked.turns import Globals, Turn
 
@@ -126,7 +127,7 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     stacks = Stacks(wanted=4, configs=list(configs.values()), folder=tmp_path, offline=True, is_queue=False)
     stacks.ways = {kinds[quant]: Stacking(num_rows=None if quant == "int8" else 4, said="") for quant in waiting}
     settings = StackSettings(num_rows=4, rank=16, dropout=True, log=tmp_path / "log", env={})
-    stacks.active["0"] = _Stack(kind=kinds["nf4"], settings=settings, num_points=in_stack)
+    stacks.active["0"] = StackPlace(kind=kinds["nf4"], settings=settings, num_points=in_stack)
     stacks.waiting.update({("0", kinds[quant]): number for quant, number in waiting.items()})
     assert stacks._has_place("0", kinds["nf4"], configs["nf4"], 4) is is_taken
     assert stacks.num_kinds == len(waiting) - ("int8" in waiting)

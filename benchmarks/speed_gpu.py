@@ -174,24 +174,33 @@ def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for case, system, settings in PEERS:
         if args.only not in (system, case, f"{system} {case}", ""):
             continue
-        command = [sys.executable, "bench.py", system, args.base, *settings, "steps=16", "warm=6"]
-        done = subprocess.run(command, cwd=args.peers, capture_output=True, text=True)
-        found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not found:
-            print(f"{system} {case} failed: {done.stderr[-600:]}", file=sys.stderr)
+        if (numbers := peer_numbers(args.peers, args.base, system, settings)) is None:
             continue
-        result = json.loads(found[-1].removeprefix("RESULT "))
         yield {
             "case": case,
             "system": system,
             **head(),
-            "tokens_per_step": result["tok_step"],
-            "tokens_per_s": result["tok_s"],
-            "step_ms": result["step_ms"],
-            "peak_memory_gib": result["peak_gb"],
+            **numbers,
             "settings": settings,
             "command": f"{COMMAND} --peers FOLDER",
         }
+
+
+def peer_numbers(folder: Path, base: str, system: str, settings: list[str]) -> dict[str, float] | None:
+    """Run FOLDER/bench.py; None, and its last words on stderr, where it fails."""
+    command = [sys.executable, "bench.py", system, base, *settings, "steps=16", "warm=6"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not found:
+        print(f"{system} {' '.join(settings)} failed: {done.stderr[-600:]}", file=sys.stderr)
+        return None
+    result = json.loads(found[-1].removeprefix("RESULT "))
+    return {
+        "tokens_per_step": result["tok_step"],
+        "tokens_per_s": result["tok_s"],
+        "step_ms": result["step_ms"],
+        "peak_memory_gib": result["peak_gb"],
+    }
 
 
 def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

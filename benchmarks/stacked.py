@@ -3,11 +3,13 @@
     python -m benchmarks.stacked BASE                               # 8 x 256, 8 x 512 and 8 x 1,024 tokens; on a GPU
     python -m benchmarks.stacked BASE --tokens 256 --memory lean    # one size; the least memory
     python -m benchmarks.stacked BASE --beside 8                    # so many processes side by side on the card
+    python -m benchmarks.stacked BASE --peers FOLDER                # the same by TRL alone, by FOLDER/bench.py
 
 BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
 Ranks are 8, 16, 32 and 64 in turn, LoRA is on all linear layers with dropout 0.05, the base NF4. Every row trains on
 packed blocks of its own order. One after the other means the same rows, each alone in a stack of one; what has the same
-rank takes the same time and is measured once. Prints one JSON line a case and adds it to the results.
+rank takes the same time and is measured once. TRL's rows are not packed, and all its ranks are 16. Prints one JSON line
+a case and adds it to the results.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed_gpu import RESULTS as SPEED
-from benchmarks.speed_gpu import add, head, write_rows
+from benchmarks.speed_gpu import add, head, peer_numbers, write_rows
 
 RESULTS = SPEED.with_name("stacked.json")
 RANKS = (8, 16, 32, 64)
 WARM, STEPS = 6, 26
 """Micro-steps before the clock starts, and in all; compiling and recording are over by then."""
+TRL_SETTINGS = ["gc=0", "targets=all", "r=16", "dropout=0.05"]
+TRL_ROW = 256
+"""Real tokens of one of its rows, about (its bench.py draws them as a chat's)."""
 
 
 def main() -> int:
@@ -40,10 +45,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--memory", default="balanced", help="trainer.memory of all of them")
     parser.add_argument("--beside", type=int, help="processes side by side instead, each with one row")
+    parser.add_argument("--peers", type=Path, help="folder with bench.py: TRL one by one, and nothing of ours")
     parser.add_argument("--alone", type=int, help="one row of this rank alone, and nothing else")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
     args = parser.parse_args()
-    for row in beside(args) if args.beside else cases(args):
+    for row in beside(args) if args.beside else peers(args) if args.peers else cases(args):
         print(json.dumps(row), flush=True)
         add(args.out, row)
     return 0
@@ -53,7 +59,7 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """For each size the runs one after the other, then the stack."""
     bench = Bench(args.base, args.memory)
     for tokens in args.tokens:
-        case = f"{args.rows} x {tokens}" + ("" if args.memory == "balanced" else f", {args.memory}")
+        case = case_of(args.rows, tokens, args.memory)
         if args.alone:
             yield {"case": case, "system": f"alone, rank {args.alone}", **bench.measured([args.alone], tokens)}
             continue
@@ -63,6 +69,28 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         together = bench.measured(ranks, tokens)
         speedup = together["tokens_per_s"] / summed([alone[rank] for rank in ranks])["tokens_per_s"]
         yield {"case": case, "system": "stack", **together, "speedup": round(speedup, 2)}
+
+
+def case_of(num_rows: int, tokens: int, memory: str) -> str:
+    """So many rows of so many tokens, and trainer.memory where it is not balanced."""
+    return f"{num_rows} x {tokens}" + ("" if memory == "balanced" else f", {memory}")
+
+
+def peers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """As many runs of TRL one after the other, of which one is measured; they have no trainer.memory."""
+    for tokens in args.tokens:
+        settings = [*TRL_SETTINGS, f"bs={max(1, tokens // TRL_ROW)}"]
+        numbers = peer_numbers(args.peers, args.base, "trl", settings)
+        if numbers is None:
+            continue
+        yield {
+            "case": case_of(args.rows, tokens, args.memory),
+            "system": "trl, one by one",
+            **head(),
+            **summed([numbers] * args.rows),
+            "settings": settings,
+            "command": "python -m benchmarks.stacked BASE --peers FOLDER",
+        }
 
 
 def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,7 +237,7 @@ def beside(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 process.wait()
             rows = [json.loads(file.read_text())["rows"][0] for file in files if file.exists()]
         yield rows[0] | {
-            "case": f"{args.beside} x {tokens}, {args.memory}",
+            "case": case_of(args.beside, tokens, args.memory),
             "system": f"{len(rows)} of {args.beside} processes side by side",
             "tokens_per_step": round(sum(row["tokens_per_step"] for row in rows), 1),
             "tokens_per_s": round(sum(row["tokens_per_s"] for row in rows), 1),

@@ -17,6 +17,7 @@ from render_learning import learning_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
 from render_speed import SPEED_H200, speed_cpu_table, speed_table, stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
+from render_study import study_section  # noqa: E402
 from render_sweep import speed_sweep_table  # noqa: E402
 
 RUN = ROOT / "experiments" / "default_run"
@@ -182,6 +183,7 @@ def sweep_rungs_table() -> str:
 BLOCKS = {
     "stacked": stacked_table,
     "stages": stages_table,
+    "study": study_section,
     "merge_onto": merge_onto_table,
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,

@@ -1,6 +1,7 @@
 """The tables of speed that docs/render.py writes."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,18 +149,39 @@ def stacked_table() -> str:
     if not STACKED.exists():
         return ""
     rows = json.loads(STACKED.read_text())["rows"]
-    by_case = {(row["system"], row["case"]): row for row in rows}
-    lines = ["| points x tokens of each | ranks | one by one, tokens/s | together, tokens/s | gain | peak GiB |"]
-    lines.append("|---|---|---:|---:|---:|---:|")
+    others = [kind for kind in STACKED_PEERS if any(kind in row["system"] for row in rows)]
+    head = ["points x tokens of each", "ranks", "one by one, tokens/s", "together, tokens/s", "gain", "peak GiB"]
+    head += [STACKED_PEERS[kind] for kind in others]
+    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|" + "---:|" * len(others)]
     stacks = [row for row in rows if row["system"] == "stack"]
-    for row in stacks:
-        alone = by_case["one after the other", row["case"]]
-        ranks = ", ".join(str(rank) for rank in sorted(set(row["ranks"])))
-        numbers = f"{alone['tokens_per_s']:,.0f} | {row['tokens_per_s']:,.0f}"
-        gain = row["tokens_per_s"] / alone["tokens_per_s"]
-        lines.append(f"| {row['case']} | {ranks} | {numbers} | {gain:.2f}x | {row['peak_memory_gib']:.1f} |")
+    lines += [_stacked_line(row, [r for r in rows if r["case"] == row["case"]], others) for row in stacks]
     first = stacks[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     at = f", at commit {first['commit']}" if "commit" in first else ""
     source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at}; {versions}"
     return "\n".join(["", *lines, "", f"{source}: benchmarks/results/stacked.json, by `{first['command']}`.", ""])
+
+
+STACKED_PEERS = {"trl, one by one": "TRL one by one, tokens/s", "side by side": "processes side by side, tokens/s"}
+"""How the systems are called in the results, and their columns."""
+
+
+def _stacked_line(stack: dict[str, Any], same: list[dict[str, Any]], others: list[str]) -> str:
+    """A stack, and what else has been measured of its case."""
+    alone = next(row for row in same if row["system"] == "one after the other")
+    ranks = ", ".join(str(rank) for rank in sorted(set(stack["ranks"])))
+    gain = f"{stack['tokens_per_s'] / alone['tokens_per_s']:.2f}x"
+    cells = [stack["case"], ranks, f"{alone['tokens_per_s']:,.0f}", f"{stack['tokens_per_s']:,.0f}", gain]
+    cells.append(f"{stack['peak_memory_gib']:.1f}")
+    for kind in others:
+        other = next((row for row in same if kind in row["system"]), None)
+        cells.append(_beside(stack, other) if other else "not measured")
+    return f"| {' | '.join(cells)} |"
+
+
+def _beside(stack: dict[str, Any], other: dict[str, Any]) -> str:
+    """The other's speed, and the stack's in times of it; of processes, how many of them ran through."""
+    found, wanted = re.match(r"(?:(\d+) of (\d+) )?", other["system"]).groups()  # type: ignore[union-attr]
+    some = f"{found} of {wanted} ran: " if found != wanted else ""
+    card = f", on {other['card']}" if other["card"] != stack["card"] else ""
+    return f"{some}{other['tokens_per_s']:,.0f} ({stack['tokens_per_s'] / other['tokens_per_s']:.1f}x{card})"

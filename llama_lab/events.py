@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -17,11 +18,11 @@ class Pruned(Exception):
 class Listener(Protocol):
     """Hears what happens in training. Steps are optimizer steps, counted from 1."""
 
-    def started(self, start_step: int, num_steps: int) -> int | None:
+    def started(self, start_step: int, num_steps: int) -> Collection[int] | None:
         """Training begins after `start_step` steps (0, or the step of the checkpoint it resumes from).
 
         Returns:
-            Steps between two held-out losses that the listener wants where trainer.eval_steps is null; null for none.
+            Steps after which the listener wants the held-out loss where trainer.eval_steps is null; None for none.
         """
 
     def stepped(self, step: int) -> None:
@@ -43,9 +44,9 @@ class Listeners:
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
-    def started(self, start_step: int, num_steps: int) -> int | None:
+    def started(self, start_step: int, num_steps: int) -> Collection[int] | None:
         wanted = [listener.started(start_step, num_steps) for listener in self.listeners]
-        return min((every for every in wanted if every), default=None)
+        return {step for steps in wanted for step in steps or ()}
 
     def stepped(self, step: int) -> None:
         for listener in self.listeners:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,8 @@ class Recorder:
     started_at: float = 0.0
     paused_s: float = 0.0
     ended_at: float | None = None
-    eval_every: int | None = None
+    eval_at: Collection[int] = ()
+    """Steps after which a listener wants held-out numbers; trainer.eval_steps goes before that."""
     num_tokens: int = 0
     """Real tokens trained on in this process."""
     num_steps: int = 0
@@ -92,8 +93,7 @@ class Recorder:
     def begin(self, num_steps: int) -> None:
         """Training of `num_steps` steps in all begins."""
         self.started_at, self.num_steps = time.monotonic(), num_steps
-        wanted = self.listener.started(self.start_step, num_steps)
-        self.eval_every = self.settings.trainer.eval_steps or wanted
+        self.eval_at = self.listener.started(self.start_step, num_steps) or ()
 
     def end(self) -> None:
         """Training is over; what comes now is not counted."""
@@ -101,7 +101,8 @@ class Recorder:
 
     def wants_eval(self, step: int) -> bool:
         """Whether held-out numbers are due after this step."""
-        return bool(self.eval_every) and step % (self.eval_every or 1) == 0 and step < self.num_steps
+        every = self.settings.trainer.eval_steps
+        return step < self.num_steps and (step % every == 0 if every else step in self.eval_at)
 
     def measure(self, step: int) -> None:
         """Held-out numbers, outside of the training's time."""

@@ -192,7 +192,7 @@ class _Run:
         from llama_lab.stacked.shared import CannotJoin, NotStackable
 
         order = self.order
-        reporter = Reporter(self.pipe, order.config.trainer.eval_steps, order.num_measurements)
+        reporter = Reporter(self.pipe, order.config.trainer.eval_steps, order.pruner)
         try:
             wait_until_free(RunDir(order.folder))
             run(order.config, order.folder, order.overrides, Console(file=output), [reporter], self.backend)

@@ -12,21 +12,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from llama_lab.config import RunConfig
-from llama_lab.stacked.host import ALONE, APART, MEMORY_FULL, StackSettings, serve
+from llama_lab.stacked.host import ALONE, APART, StackSettings
 from llama_lab.stacked.kind import Kind, kind_of
+from llama_lab.stacked.places import LonePlace, StackPlace
 from llama_lab.stacked.rows import Stacking, stacking
 from llama_lab.sweep import child
-from llama_lab.sweep.processes import CHILDREN, STOP, Hear, fork_server, run_alone, started
+from llama_lab.sweep.processes import STOP, Hear, run_alone, warm_up
 from llama_lab.sweep.slots import visible_gpus
 
 POLL_S = 0.5
-CLOSE_S = 20.0
-"""So long a stack without rows may take to end."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,7 +44,7 @@ class Stacks:
     changed: threading.Condition = field(default_factory=threading.Condition)
     waiting: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     """Points by device and kind."""
-    active: dict[str, _Stack | _Lone] = field(default_factory=dict)
+    active: dict[str, StackPlace | LonePlace] = field(default_factory=dict)
     """By device."""
     ways: dict[Kind, Stacking] = field(default_factory=dict)
     deciding: threading.Lock = field(default_factory=threading.Lock)
@@ -68,7 +65,7 @@ class Stacks:
             if place is None:
                 break
             try:
-                if isinstance(place, _Lone):
+                if isinstance(place, LonePlace):
                     return run_alone(order, hear, child.work)
                 last_word = place.do(order, hear)
             finally:
@@ -88,7 +85,14 @@ class Stacks:
 
     def decide(self) -> int:
         """Say how the known points are trained; the most rows of a stack."""
+        warm_up()  # on a GPU the rows are tokenised now, for which the same libraries are imported here
         return max((self.num_rows(kind_of(config), config) or 1 for config in self.configs), default=1)
+
+    @property
+    def num_kinds(self) -> int:
+        """Of the known points, those that go into stacks."""
+        kinds = {kind_of(config) for config in self.configs}
+        return sum(kind in self.ways and self.ways[kind].num_rows is not None for kind in kinds)
 
     def num_rows(self, kind: Kind, config: RunConfig, device: str = "") -> int | None:
         """Rows of a stack of this kind, None where each has a process of its own; decided, and said, once a kind."""
@@ -125,7 +129,7 @@ class Stacks:
     def _rank(self, kind: Kind, config: RunConfig) -> int:
         return max(c.lora.r for c in self._like(kind, config))
 
-    def _enter(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone | None:
+    def _enter(self, order: child.Order, kind: Kind, num_rows: int | None) -> StackPlace | LonePlace | None:
         """Wait for a place; None where the sweep is interrupted."""
         device = _device(order)
         with self.changed:
@@ -145,19 +149,28 @@ class Stacks:
 
     def _has_place(self, device: str, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         place = self.active.get(device)
-        others = [number for (where, other), number in self.waiting.items() if where == device and other != kind]
+        others = [other for (where, other), number in self.waiting.items() if where == device and number]
+        others = [other for other in others if other != kind]
         if place is not None and place.takes(kind, config, num_rows):
             # a study hands out points of all kinds: a stack must not get ever emptier while others wait
-            return self.is_queue or sum(others) <= place.num_points
+            own = self._together(device, kind, beside=place.num_points)
+            fullest = max((self._together(device, other) for other in others), default=0)
+            return self.is_queue or 2 * own >= fullest
         if place is not None and place.num_points == 0:
             place.close()
             del self.active[device]
             place = None
-        return place is None and self.waiting[device, kind] >= max(others, default=0)
+        most = max((self.waiting[device, other] for other in others), default=0)
+        return place is None and self.waiting[device, kind] >= most
 
-    def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> _Stack | _Lone:
+    def _together(self, device: str, kind: Kind, beside: int = 0) -> int:
+        """How many points a stack of this kind has, once those that wait have joined the ones it has already."""
+        way = self.ways.get(kind)
+        return min(way.num_rows if way and way.num_rows else 1, beside + self.waiting[device, kind])
+
+    def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> StackPlace | LonePlace:
         if num_rows is None:
-            return _Lone()
+            return LonePlace()
         self.num_stacks += 1
         settings = StackSettings(
             num_rows=num_rows,
@@ -166,14 +179,14 @@ class Stacks:
             log=self.folder / f"stack-{self.num_stacks}.log",
             env=dict(order.env),
         )
-        return _Stack(kind=kind, settings=settings)
+        return StackPlace(kind=kind, settings=settings)
 
-    def _leave(self, place: _Stack | _Lone) -> None:
+    def _leave(self, place: StackPlace | LonePlace) -> None:
         with self.changed:
             place.num_points -= 1
             self.changed.notify_all()
 
-    def _broken(self, stack: _Stack) -> None:
+    def _broken(self, stack: StackPlace) -> None:
         """The process of a stack has ended before its rows: half as many get the next one."""
         with self.deciding:
             if STOP.is_set() or stack.was_told:
@@ -193,101 +206,6 @@ class Stacks:
         if text not in self.said:
             self.said.add(text)
             self.note(text)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Lone:
-    """A place for one point in a process of its own."""
-
-    num_points: int = 0
-
-    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
-        return False
-
-    def close(self) -> None:
-        """Nothing: its process has ended."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Stack:
-    """The process of a stack, seen from the sweep."""
-
-    kind: Kind
-    settings: StackSettings
-    num_points: int = 0
-    """That are in it."""
-    process: Any = None
-    channel: Connection | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    waiting_for: threading.Lock = field(default_factory=threading.Lock)
-    """One thread at a time may ask whether the process has ended: its exit code can be read once."""
-    was_told: bool = False
-    """That it has ended has been said."""
-
-    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
-        """Whether a point can come in now."""
-        s, lora = self.settings, config.lora
-        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not lora.dropout)
-        return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
-
-    def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:
-        """Train one point; its last word, None where the process ended first."""
-        ours, theirs = fork_server().Pipe()
-        try:
-            with self.lock:
-                self._start()
-                assert self.channel is not None
-                self.channel.send((order, theirs))
-            theirs.close()
-            return hear(ours, self.process.sentinel)
-        except (BrokenPipeError, ConnectionResetError):
-            return None
-        finally:
-            ours.close()
-
-    def exit_code(self) -> int:
-        """Of the process, which has ended or is about to; negative is the signal that killed it."""
-        with self.waiting_for:
-            self.process.join(CLOSE_S)
-            return int(self.process.exitcode or 0)
-
-    def how_it_ended(self) -> str:
-        """... of `rows` rows ran out of memory, or was killed."""
-        code, rows = self.exit_code(), self.settings.num_rows
-        if code == MEMORY_FULL:
-            return f"ran out of memory with {rows} rows"
-        if code < 0:
-            return f"of {rows} rows was killed by {signal.Signals(-code).name}"
-        return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
-
-    def close(self) -> None:
-        """End the process."""
-        if self.process is None:
-            return
-        try:
-            if self.channel is not None:
-                self.channel.send(None)
-                self.channel.close()
-        except OSError:
-            pass  # it has ended already
-        with self.waiting_for:
-            self.process.join(CLOSE_S)
-            if self.process.is_alive():
-                self.process.kill()
-                self.process.join()
-        CHILDREN.discard(self.process)
-
-    def _has_ended(self) -> bool:
-        if self.process is None:
-            return False
-        with self.waiting_for:
-            return not self.process.is_alive()
-
-    def _start(self) -> None:
-        if self.process is None:
-            self.channel, theirs = fork_server().Pipe()
-            self.process = started(serve, (self.settings, theirs), "stack")
-            theirs.close()
 
 
 def _device(order: child.Order) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,7 +173,7 @@ class _InTurn:
     def __init__(self, listener: Listener, turn: Turn) -> None:
         self.listener, self.turn = listener, turn
 
-    def started(self, start_step: int, num_steps: int) -> int | None:
+    def started(self, start_step: int, num_steps: int) -> Collection[int] | None:
         return self.listener.started(start_step, num_steps)
 
     def stepped(self, step: int) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,6 +22,7 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.events import Pruned
 from llama_lab.rundir import RunDir
+from llama_lab.sweep.methods import PrunerSettings
 
 OUTPUT = "output.log"
 """What a trial prints, in its folder."""
@@ -40,20 +41,20 @@ class Order:
     """Set before anything is computed, such as CUDA_VISIBLE_DEVICES."""
     num_threads: int | None = None
     """Threads on the CPU; null leaves it to the libraries."""
-    num_measurements: int | None = None
-    """Held-out losses on the way where trainer.eval_steps is null; null measures none."""
+    pruner: PrunerSettings | None = None
+    """Who may end the trial; its held-out loss is measured for it where trainer.eval_steps is null."""
 
 
 class Reporter:
     """A listener that tells the study each held-out loss, and ends the training when the study says so."""
 
-    def __init__(self, pipe: Connection, eval_steps: int | None, num_measurements: int | None) -> None:
-        self.pipe, self.eval_steps, self.num_measurements = pipe, eval_steps, num_measurements
+    def __init__(self, pipe: Connection, eval_steps: int | None, pruner: PrunerSettings | None) -> None:
+        self.pipe, self.eval_steps, self.pruner = pipe, eval_steps, pruner
 
-    def started(self, start_step: int, num_steps: int) -> int | None:
-        wanted = max(1, num_steps // self.num_measurements) if self.num_measurements else None
-        self.pipe.send(("started", self.eval_steps or wanted or num_steps, num_steps))
-        return wanted
+    def started(self, start_step: int, num_steps: int) -> Collection[int]:
+        first = self.pruner.first_step(num_steps) if self.pruner else num_steps
+        self.pipe.send(("started", self.eval_steps or first, num_steps))
+        return self.pruner.measured_steps(num_steps) if self.pruner else ()
 
     def stepped(self, step: int) -> None:
         pass
@@ -97,7 +98,7 @@ def train(order: Order, pipe: Connection) -> None:
         import torch
 
         torch.set_num_threads(order.num_threads)
-    reporter = Reporter(pipe, order.config.trainer.eval_steps, order.num_measurements)
+    reporter = Reporter(pipe, order.config.trainer.eval_steps, order.pruner)
     run_in(order.config, order.folder, order.overrides, [reporter])
 
 

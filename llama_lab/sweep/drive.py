@@ -74,11 +74,14 @@ def _open(design: Design) -> SweepStudy:
 
 def _say_what_is_measured(design: Design, launch: Launch, board: Board) -> None:
     pruner = design.settings.pruner
-    if pruner.name is not PrunerName.none and any(run.trainer.eval_steps is None for run in launch.configs):
-        board.note(
-            "trainer.eval_steps is null: for the pruner the held-out loss is measured "
-            f"{pruner.num_measurements} times in a trial."
-        )
+    if pruner.name is PrunerName.none or all(run.trainer.eval_steps is not None for run in launch.configs):
+        return
+    if factor := pruner.factor:
+        first = f"{pruner.min_resource}" if pruner.min_resource else f"1/{pruner.num_measurements} of the"
+        said = f"at its rungs, after {first} steps and from there at {factor} times as many each"
+    else:
+        said = f"{pruner.num_measurements} times in a trial"
+    board.note(f"trainer.eval_steps is null: for the pruner the held-out loss is measured {said}.")
 
 
 def _confirmed(design: Design, study: SweepStudy, best: list[Row], launch: Launch, board: Board) -> list[Row]:

@@ -20,6 +20,7 @@ from llama_lab.stacked.launcher import NAME as STACKED
 from llama_lab.stacked.rows import check_rows
 from llama_lab.sweep.design import Design
 from llama_lab.sweep.judge import tell
+from llama_lab.sweep.methods import LEARN_NOTHING
 from llama_lab.sweep.outcome import Outcome, State
 from llama_lab.sweep.owner import PARENT, beating, claim, me
 from llama_lab.sweep.processes import STOP, interrupt, sigterm_raises
@@ -172,7 +173,7 @@ def make_driver(
     kind = str(launch.tree.hydra.launcher._target_).rpartition(".")[2]
     offline = not any(needs_hub(run) for run in launch.configs)
     stacks = _stacks(design, launch, note, offline=offline) if kind == STACKED else None
-    num_slots = _slots_of(stacks, settings.n_jobs, note) if stacks else settings.n_jobs
+    num_slots = _slots_of(stacks, study, note) if stacks else settings.n_jobs
     task = TrialTask(
         study_name=study.name,
         storage=design.storage,
@@ -214,13 +215,21 @@ def _stacks(design: Design, launch: Launch, note: Callable[[str], None], *, offl
     )
 
 
-def _slots_of(stacks: Stacks, n_jobs: int, note: Callable[[str], None]) -> int:
-    """One slot for each row of each GPU, unless hydra.sweeper.n_jobs says more than one."""
-    if n_jobs > 1:
-        return n_jobs
-    num_slots = stacks.decide() * max(1, len(visible_gpus()))
+def _slots_of(stacks: Stacks, study: SweepStudy, note: Callable[[str], None]) -> int:
+    """One slot for each row of each GPU, unless hydra.sweeper.n_jobs says more than one.
+
+    A sampler that learns nothing from other trials may draw ahead: then there are so many for each kind of points, and
+    each stack is full from its beginning.
+    """
+    settings = study.settings
+    if settings.n_jobs > 1:
+        return settings.n_jobs
+    num_slots, said = stacks.decide() * max(1, len(visible_gpus())), "a trial for each row"
+    if num_slots > 1 and settings.sampler.name in LEARN_NOTHING and stacks.num_kinds > 1:
+        num_slots, said = num_slots * stacks.num_kinds, f"{said} of each kind of points"
+    num_slots = min(num_slots, study.n_trials)
     if num_slots > 1:
-        note(f"hydra.sweeper.n_jobs={num_slots}: a trial for each row.")
+        note(f"hydra.sweeper.n_jobs={num_slots}: {said}.")
     return num_slots
 
 

@@ -24,6 +24,10 @@ class SamplerName(StrEnum):
     cmaes = "cmaes"
 
 
+LEARN_NOTHING = (SamplerName.random, SamplerName.qmc)
+"""What they draw does not depend on what other trials have found."""
+
+
 class PrunerName(StrEnum):
     """Which trials are ended early (Optuna's pruners). Successive halving: arXiv 1810.05934; Hyperband: 1603.06560."""
 
@@ -52,6 +56,10 @@ PRUNER_OPTIONS = {
     ),
     PrunerName.hyperband: ("min_resource", "max_resource", "reduction_factor", "bootstrap_count"),
 }
+
+
+DEFAULT_FACTORS = {PrunerName.successive_halving: 4, PrunerName.hyperband: 3}
+"""reduction_factor where it is null: Optuna's."""
 
 
 @dataclass(kw_only=True)
@@ -99,11 +107,32 @@ class PrunerSettings:
     bootstrap_count: int | None = None
     """Trials that must have reached a rung before one goes on from it."""
     num_measurements: int = 8
-    """Held-out losses on the way of a trial where trainer.eval_steps is null, the last step included."""
+    """Where trainer.eval_steps is null, the held-out loss is first measured after so much of a trial: one of so many
+    steps. From there on halvings measure at their rungs, other pruners as often again."""
 
     def options(self) -> dict[str, Any]:
         """What is set, by Optuna's names."""
         return _options(self, PRUNER_OPTIONS[self.name])
+
+    @property
+    def factor(self) -> int | None:
+        """How many times as many steps the next rung of a halving has; None where the pruner has no rungs."""
+        return self.reduction_factor or DEFAULT_FACTORS.get(self.name)
+
+    def first_step(self, num_steps: int) -> int:
+        """The first measured step of a trial of so many, if it is on the way."""
+        return num_steps if self.name is PrunerName.none else max(1, num_steps // self.num_measurements)
+
+    def measured_steps(self, num_steps: int) -> list[int]:
+        """All of them on the way: between the rungs of a halving, nothing is decided."""
+        first, factor = self.first_step(num_steps), self.factor
+        if factor is None:
+            return list(range(first, num_steps, first))
+        rungs, rung = [], (self.min_resource or first) * factor ** (self.min_early_stopping_rate or 0)
+        while rung < num_steps:
+            rungs.append(rung)
+            rung *= factor
+        return rungs
 
     def __post_init__(self) -> None:
         _check_options(self, "pruner", PRUNER_OPTIONS)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.sweep.child import Order
@@ -72,6 +73,12 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def warm_up() -> None:
+    """Let the process that others are forked from begin with its imports, while this one has other things to do."""
+    fork_server()
+    ensure_running()
 
 
 def fork_server() -> ForkServerContext:

@@ -24,7 +24,6 @@ from llama_lab.errors import LlamaLabError
 from llama_lab.rundir import RunDir
 from llama_lab.sweep import child
 from llama_lab.sweep.judge import Judge, tell
-from llama_lab.sweep.methods import PrunerName
 from llama_lab.sweep.outcome import SETTINGS, Outcome, State, outcome_of, recorded
 from llama_lab.sweep.owner import PARENT, beating, take
 from llama_lab.sweep.processes import STOP, run_alone
@@ -128,7 +127,7 @@ class TrialTask:
                 overrides=overrides,
                 env=dict(env),
                 num_threads=self.num_threads,
-                num_measurements=self._num_measurements(),
+                pruner=self.settings.pruner,
             )
         except LlamaLabError as error:
             return _impossible(folder, str(error))
@@ -145,10 +144,6 @@ class TrialTask:
             if deaths > self.settings.retries:
                 return replace(outcome, state=State.failed)
             log.warning("Trial %d: %s. It is started again.", trial.number, outcome.error)
-
-    def _num_measurements(self) -> int | None:
-        pruner = self.settings.pruner
-        return None if pruner.name is PrunerName.none else pruner.num_measurements
 
     def _run(self, order: child.Order, trial: Trial) -> int:
         """The exit code of the trial's process; negative is the signal that killed it."""

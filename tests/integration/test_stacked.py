@@ -147,7 +147,7 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
 HAS_MEMORY_FOR_TWO = """
 import sys
 from llama_lab import app
-from llama_lab.stacked import host, hosts
+from llama_lab.stacked import host, places
 
 def serve(settings, channel):
     from llama_lab.engine.stack import Stack
@@ -163,7 +163,7 @@ def serve(settings, channel):
     host.serve(settings, channel)
 
 if __name__ == "__main__":
-    hosts.serve = serve
+    places.serve = serve
     sys.exit(app.launch(["-m", *sys.argv[1:]]))
 """
 

@@ -15,8 +15,11 @@ from llama_lab.errors import ConfigError
 from llama_lab.memory import estimate_fast
 from llama_lab.params import SHAPES
 from llama_lab.stacked.gain import FULL, WORTH_IT, predicted_gain, step_ms
+from llama_lab.stacked.host import StackSettings
+from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.kind import kind_of
-from llama_lab.stacked.rows import check_rows, largest_stack, predicted, stacking
+from llama_lab.stacked.places import StackPlace
+from llama_lab.stacked.rows import Stacking, check_rows, largest_stack, predicted, stacking
 from llama_lab.stacked.turns import Globals, Turn
 
 MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "stacked.json"
@@ -103,6 +106,31 @@ def test_what_no_stack_takes_is_named(word):
     assert alone is not None
     assert alone.split(".")[0].split("=")[0] in ("quant", "lora", "trainer", "tracking")
     assert kind_of(compose_words(["quant=none"])).alone is None
+
+
+@pytest.mark.parametrize(
+    ("in_stack", "waiting", "is_taken"),
+    [
+        (1, {"nf4": 1, "fp4": 2, "none": 2}, True),  # the others are more, but in no stack together
+        (1, {"nf4": 4, "fp4": 9, "none": 9}, True),
+        (4, {"nf4": 1, "fp4": 9}, False),  # the slots are full
+        (1, {"nf4": 1, "fp4": 4}, True),
+        (1, {"nf4": 1, "fp4": 5}, True),  # a stack has four rows at most
+        (0, {"nf4": 1, "fp4": 4}, False),
+        (1, {"nf4": 0, "fp4": 4}, False),
+        (1, {"nf4": 1, "int8": 9}, True),  # these go one by one in any case
+    ],
+)
+def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in_stack, waiting, is_taken):
+    configs = {quant: compose_words([f"quant={quant}"]) for quant in waiting}
+    kinds = {quant: kind_of(config) for quant, config in configs.items()}
+    stacks = Stacks(wanted=4, configs=list(configs.values()), folder=tmp_path, offline=True, is_queue=False)
+    stacks.ways = {kinds[quant]: Stacking(num_rows=None if quant == "int8" else 4, said="") for quant in waiting}
+    settings = StackSettings(num_rows=4, rank=16, dropout=True, log=tmp_path / "log", env={})
+    stacks.active["0"] = StackPlace(kind=kinds["nf4"], settings=settings, num_points=in_stack)
+    stacks.waiting.update({("0", kinds[quant]): number for quant, number in waiting.items()})
+    assert stacks._has_place("0", kinds["nf4"], configs["nf4"], 4) is is_taken
+    assert stacks.num_kinds == len(waiting) - ("int8" in waiting)
 
 
 def test_a_stack_takes_its_base_once_and_the_rest_for_each_row():

@@ -1,5 +1,6 @@
 """hydra.sweeper's own settings: typed, in range, and refused where they cannot work together."""
 
+import optuna
 import pytest
 from omegaconf import OmegaConf
 
@@ -86,3 +87,32 @@ def test_every_pruner_and_option_exists_in_optuna(name):
     options = dict.fromkeys(PRUNER_OPTIONS[name], 4)
     assert make_pruner(PrunerSettings(name=name, **options), 2, 20) is not None
     assert make_pruner(PrunerSettings(name=name), 2, 20) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"name": "none"}, []),
+        ({"name": "median"}, [8, 16, 24, 32, 40, 48, 56]),
+        ({"name": "successive_halving"}, [8, 32]),
+        ({"name": "successive_halving", "reduction_factor": 2, "num_measurements": 16}, [4, 8, 16, 32]),
+        ({"name": "successive_halving", "reduction_factor": 3, "min_resource": 5}, [5, 15, 45]),
+        ({"name": "successive_halving", "reduction_factor": 2, "min_early_stopping_rate": 1}, [16, 32]),
+        ({"name": "hyperband"}, [8, 24]),
+        ({"name": "successive_halving", "min_resource": 64}, []),
+    ],
+    ids=str,
+)
+def test_losses_are_measured_where_the_pruner_judges(options, steps):
+    pruner = PrunerSettings(**options | {"name": PrunerName(options["name"])})
+    assert pruner.measured_steps(64) == steps
+    if options["name"] != "successive_halving":
+        return
+    made = make_pruner(pruner, pruner.first_step(64), 64)
+    trial = optuna.create_study(pruner=made).ask()
+    judged: dict[int, int] = {}
+    for step in range(1, 64):
+        trial.report(1.0, step)
+        assert not trial.should_prune()  # it is the only one
+        judged.setdefault(len(trial.storage.get_trial(trial._trial_id).system_attrs), step)
+    assert [step for number, step in judged.items() if number] == steps

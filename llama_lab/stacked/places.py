@@ -1,0 +1,113 @@
+"""The places that a GPU, or the CPU, has: the process of a stack, seen from the sweep, or one for a lone run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from llama_lab.config import RunConfig
+from llama_lab.stacked.host import MEMORY_FULL, StackSettings, serve
+from llama_lab.stacked.kind import Kind
+from llama_lab.sweep import child
+from llama_lab.sweep.processes import CHILDREN, Hear, fork_server, started
+
+CLOSE_S = 20.0
+"""So long a stack without rows may take to end."""
+
+
+@dataclass(kw_only=True, eq=False)
+class LonePlace:
+    """A place for one point in a process of its own."""
+
+    num_points: int = 0
+
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing: its process has ended."""
+
+
+@dataclass(kw_only=True, eq=False)
+class StackPlace:
+    """The process of a stack, seen from the sweep."""
+
+    kind: Kind
+    settings: StackSettings
+    num_points: int = 0
+    """That are in it."""
+    process: Any = None
+    channel: Connection | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting_for: threading.Lock = field(default_factory=threading.Lock)
+    """One thread at a time may ask whether the process has ended: its exit code can be read once."""
+    was_told: bool = False
+    """That it has ended has been said."""
+
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        """Whether a point can come in now."""
+        s, lora = self.settings, config.lora
+        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not lora.dropout)
+        return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
+
+    def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:
+        """Train one point; its last word, None where the process ended first."""
+        ours, theirs = fork_server().Pipe()
+        try:
+            with self.lock:
+                self._start()
+                assert self.channel is not None
+                self.channel.send((order, theirs))
+            theirs.close()
+            return hear(ours, self.process.sentinel)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        finally:
+            ours.close()
+
+    def exit_code(self) -> int:
+        """Of the process, which has ended or is about to; negative is the signal that killed it."""
+        with self.waiting_for:
+            self.process.join(CLOSE_S)
+            return int(self.process.exitcode or 0)
+
+    def how_it_ended(self) -> str:
+        """... of `rows` rows ran out of memory, or was killed."""
+        code, rows = self.exit_code(), self.settings.num_rows
+        if code == MEMORY_FULL:
+            return f"ran out of memory with {rows} rows"
+        if code < 0:
+            return f"of {rows} rows was killed by {signal.Signals(-code).name}"
+        return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is None:
+            return
+        try:
+            if self.channel is not None:
+                self.channel.send(None)
+                self.channel.close()
+        except OSError:
+            pass  # it has ended already
+        with self.waiting_for:
+            self.process.join(CLOSE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+        CHILDREN.discard(self.process)
+
+    def _has_ended(self) -> bool:
+        if self.process is None:
+            return False
+        with self.waiting_for:
+            return not self.process.is_alive()
+
+    def _start(self) -> None:
+        if self.process is None:
+            self.channel, theirs = fork_server().Pipe()
+            self.process = started(serve, (self.settings, theirs), "stack")
+            theirs.close()

@@ -24,9 +24,10 @@ def chat_of(example: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def asked_and_wanted(example: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """The conversation up to its last question, and the answer to that; empty where there is a prompt alone."""
+    """The conversation up to its last question, and the answer to that, empty where there is a prompt alone; of a text
+    neither."""
     chat = chat_of(example)
-    return (chat[:-1], chat[-1]["content"]) if chat[-1]["role"] == "assistant" else (chat, "")
+    return (chat[:-1], chat[-1]["content"]) if chat and chat[-1]["role"] == "assistant" else (chat, "")
 
 
 def encode_answers(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -84,9 +84,11 @@ def multiplying_ms(flop: float, card: Card) -> float:
     return flop / card.tflops / 1e9
 
 
-def row_floor_ms(row: dict[str, Any]) -> float | None:
+def row_floor_ms(row: dict[str, Any], level: Memory | None = None) -> float | None:
     """The least time of a step of a row of ours in speed.json or speed_sweep.json; None for a card not in CARDS.
 
+    Args:
+        level: as if the row had taken this one.
     Raises:
         ValueError: the row does not say which level trainer.memory=auto took.
     """
@@ -94,7 +96,7 @@ def row_floor_ms(row: dict[str, Any]) -> float | None:
     if card is None:
         return None
     config = compose_words(["model=llama2_7b", *row["settings"]])
-    memory = Memory(row.get("memory") or config.trainer.memory)
+    memory = level or Memory(row.get("memory") or config.trainer.memory)
     if memory is Memory.auto:
         raise ValueError(f"case {row['case']!r}: add 'memory', the level that trainer.memory=auto took")
     return floor_ms(SEVEN, config, memory, card, num_tokens=row["tokens_per_step"])

@@ -14,7 +14,7 @@ BASE, FULL_SPEED = "products of the base", "the same at the card's full speed"
 GROUPS = {
     BASE: "",
     FULL_SPEED: "",
-    "products of LoRA": r"add_thinned",
+    "products of LoRA": r"thinned|back_low|added_up",
     "attention": r"flash|fmha|attention",
     "dequantising": r"kDequantize",
     "between them: norms, dropout, gate, loss, AdamW": r"",

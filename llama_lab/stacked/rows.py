@@ -118,7 +118,7 @@ def predicted(num_tokens: float, num_rows: int) -> Stacking:
     """So many rows together where that is predicted to pay, else one by one; and the prediction."""
     gain = predicted_gain(num_tokens, num_rows)
     alone = f"one by one {tokens_per_s(num_tokens):,.0f} tokens/s with {num_tokens:,.0f} tokens at once"
-    source = f"{alone}; by a 7B's numbers on an H200, benchmarks/results/stacked.json"
+    source = f"{alone}; by a 7B's numbers on an H100, benchmarks/results/stacked.json"
     if num_rows == 1 or gain < WORTH_IT:
         return Stacking(
             num_rows=None, said=f"one by one, as {max(num_rows, 2)} rows at a time would gain nothing ({source})"

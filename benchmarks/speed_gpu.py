@@ -29,6 +29,7 @@ import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import RESULTS as CPU_RESULTS
@@ -210,9 +211,13 @@ def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         words = [*WORDS, f"model.name={args.base}", f"dataset.path={folder}/rows.jsonl", *ALL_LINEAR, *packed(1024)]
         command = [sys.executable, "-m", "llama_lab", *words, "trainer.logging_steps=1", *args.words]
         env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+        env["PYTHONUNBUFFERED"] = "1"  # else lines come when they are many
         for cache in ("cold", "warm"):
             out, began = Path(folder) / cache, time.monotonic()
-            process = subprocess.Popen([*command, f"hydra.run.dir={out}"], env=env, stdout=sys.stderr)
+            whole = [*command, f"hydra.run.dir={out}"]
+            process = subprocess.Popen(whole, env=env, stdout=subprocess.PIPE, text=True, bufsize=1)
+            said: list[tuple[float, str]] = []
+            Thread(target=_listen, args=(process, began, said), daemon=True).start()
             while process.poll() is None and "train/loss" not in _text(out / "metrics.jsonl"):
                 time.sleep(0.05)
             seconds = time.monotonic() - began
@@ -222,9 +227,17 @@ def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "system": "llama_lab",
                 **head(),
                 "until_first_step_s": round(seconds, 1),
+                "said_after_s": {line: at for at, line in said if at < seconds},
                 "settings": words,
                 "command": f"{COMMAND} --first-step",
             }
+
+
+def _listen(process: subprocess.Popen[str], began: float, said: list[tuple[float, str]]) -> None:
+    """Seconds at which each line came, and its beginning."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append((round(time.monotonic() - began, 1), line.strip()[:60]))
 
 
 def _text(file: Path) -> str:

@@ -1,7 +1,8 @@
 """The kernels that triton_lora.py launches: a tile of a product each, with dropout computed where its input is read.
 
 K adapters, P adapted layers of a projection, N tokens of each adapter, R rank, D inputs. A sum that is cut into parts
-has one program a part, which writes its own.
+has one program a part, which writes its own. Where a tile begins is counted in 64 bits, since long micro-batches have
+more numbers than 32 bits count; what a place is hashed by may wrap round.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -43,14 +44,16 @@ def thinned_low_kernel(
     i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
     part, num_adapters = tl.program_id(2) % PARTS, tl.num_programs(2) // PARTS
     k = (tl.program_id(2) // PARTS).to(tl.int64)
-    n, r = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), first_rank + tl.arange(0, RANKS)
-    key, x_at, a_at = keys + k * keys_stride_k + i * keys_stride_p, x + k * num_tokens * D, a + k * a_stride
+    first, here, r = tl.program_id(1) * TOKENS, tl.arange(0, TOKENS), first_rank + tl.arange(0, RANKS)
+    n = first + here
+    key, x_at, a_at = keys + k * keys_stride_k + i * keys_stride_p, x + (k * num_tokens + first) * D, a + k * a_stride
     total = tl.zeros((TOKENS, RANKS), dtype=tl.float32)
     num_tiles = tl.cdiv(D, INPUTS)
     for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
         d = tile * INPUTS + tl.arange(0, INPUTS)
         place = n[:, None] * D + d[None, :]
-        x_tile = tl.load(x_at + place, mask=(n < num_tokens)[:, None] & (d < D)[None, :], other=0.0)
+        inside = (n < num_tokens)[:, None] & (d < D)[None, :]
+        x_tile = tl.load(x_at + here[:, None] * D + d[None, :], mask=inside, other=0.0)
         a_tile = tl.load(
             a_at + (i * R + r[None, :]) * D + d[:, None], mask=(r < R)[None, :] & (d < D)[:, None], other=0.0
         )
@@ -61,18 +64,18 @@ def thinned_low_kernel(
 
 
 @triton.jit
-def _entering(x, weight, rstd, n, d, num_tokens, D: tl.constexpr, SOURCE: tl.constexpr):
-    """What entered a projection, rounded as it was then."""
-    inside = (n < num_tokens)[:, None] & (d < D)[None, :]
+def _entering(x, weight, rstd, row, here, d, num_left, D: tl.constexpr, SOURCE: tl.constexpr):
+    """What entered a projection, rounded as it was then: of the tokens from `row` on."""
+    inside = (here < num_left)[:, None] & (d < D)[None, :]
     if SOURCE == 2:
-        at = x + n[:, None] * (2 * D) + d[None, :]
+        at = x + row * (2 * D) + here[:, None] * (2 * D) + d[None, :]
         gate = tl.load(at, mask=inside, other=0.0)
         up = tl.load(at + D, mask=inside, other=0.0).to(tl.float32)
         wide = gate.to(tl.float32)
         return (wide / (1 + tl.exp(-wide)) * up).to(gate.dtype)
-    x_tile = tl.load(x + n[:, None] * D + d[None, :], mask=inside, other=0.0)
+    x_tile = tl.load(x + row * D + here[:, None] * D + d[None, :], mask=inside, other=0.0)
     if SOURCE == 1:
-        by = tl.load(rstd + n, mask=n < num_tokens, other=0.0)
+        by = tl.load(rstd + row + here, mask=here < num_left, other=0.0)
         wide = x_tile.to(tl.float32) * by[:, None] * tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
         return wide.to(x_tile.dtype)
     return x_tile
@@ -104,14 +107,14 @@ def thinned_grad_a_kernel(
     k = (tl.program_id(2) // PARTS).to(tl.int64)
     d, r = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS), first_rank + tl.arange(0, RANKS)
     key, low_at = keys + k * keys_stride_k + i * keys_stride_p, low + (k * P + i) * num_tokens * R
-    x_at = x + k * num_tokens * (2 * D if SOURCE == 2 else D)
     total = tl.zeros((RANKS, INPUTS), dtype=tl.float32)
     num_tiles = tl.cdiv(num_tokens, TOKENS)
     for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
-        n = tile * TOKENS + tl.arange(0, TOKENS)
+        first, here = tile * TOKENS, tl.arange(0, TOKENS)
+        n = first + here
         low_mask = (r < R)[:, None] & (n < num_tokens)[None, :]
         low_tile = tl.load(low_at + n[None, :] * R + r[:, None], mask=low_mask, other=0.0)
-        x_tile = _entering(x_at, weight, rstd + k * num_tokens, n, d, num_tokens, D, SOURCE)
+        x_tile = _entering(x, weight, rstd, k * num_tokens + first, here, d, num_tokens - first, D, SOURCE)
         x_tile = _thinned(x_tile, n[:, None] * D + d[None, :], key).to(low_tile.dtype)
         total = tl.dot(low_tile, x_tile, total, input_precision="ieee")
     at = out + (part * num_adapters + k) * out_stride + (i * R + r[:, None]) * D + d[None, :]
@@ -139,15 +142,15 @@ def add_thinned_kernel(
     RANKS: tl.constexpr,
 ):
     k = tl.program_id(2).to(tl.int64)
-    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    d = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
+    first, here = tl.program_id(0) * TOKENS, tl.arange(0, TOKENS)
+    n, d = first + here, tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
     inside = (n < num_tokens)[:, None] & (d < D)[None, :]
-    place = n[:, None] * D + d[None, :]
-    total = tl.load(grad + k * num_tokens * D + place, mask=inside, other=0.0).to(tl.float32)
+    place, row = n[:, None] * D + d[None, :], k * num_tokens + first
+    total = tl.load(grad + row * D + here[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     for i in tl.static_range(P):
         through = tl.zeros((TOKENS, INPUTS), dtype=tl.float32)
-        for first in tl.static_range(0, R, RANKS):
-            r = first + tl.arange(0, RANKS)
+        for first_rank in tl.static_range(0, R, RANKS):
+            r = first_rank + tl.arange(0, RANKS)
             low_at = low + ((k * P + i) * num_tokens + n[:, None]) * R + r[None, :]
             low_tile = tl.load(low_at, mask=(n < num_tokens)[:, None] & (r < R)[None, :], other=0.0)
             a_at = a + k * a_stride + (i * R + r[:, None]) * D + d[None, :]
@@ -156,7 +159,7 @@ def add_thinned_kernel(
         key = keys + k * keys_stride_k + i * keys_stride_p
         total += _thinned(through, place, key)
     if GATED:
-        at = k * num_tokens * (2 * D) + n[:, None] * (2 * D) + d[None, :]
+        at = row * (2 * D) + here[:, None] * (2 * D) + d[None, :]
         gate = tl.load(gate_up + at, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(gate_up + at + D, mask=inside, other=0.0).to(tl.float32)
         sigmoid = 1 / (1 + tl.exp(-gate))
@@ -164,7 +167,7 @@ def add_thinned_kernel(
         tl.store(out + at, of_gate.to(out.dtype.element_ty), mask=inside)
         tl.store(out + at + D, (total * gate * sigmoid).to(out.dtype.element_ty), mask=inside)
     else:
-        tl.store(out + k * num_tokens * D + place, total.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + row * D + here[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -201,9 +204,10 @@ def back_low_kernel(
     total = tl.zeros((OUTPUTS, RANKS), dtype=tl.float32)
     num_tiles = tl.cdiv(num_tokens, TOKENS)
     for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
-        n = tile * TOKENS + tl.arange(0, TOKENS)
+        first, here = tile * TOKENS, tl.arange(0, TOKENS)
+        n = first + here
         n_mask = (n < num_tokens)[:, None]
-        grad_at = grad + k * grad_k + n[:, None] * grad_n + i * step + o[None, :]
+        grad_at = grad + k * grad_k + tl.cast(first, tl.int64) * grad_n + here[:, None] * grad_n + i * step + o[None, :]
         grad_tile = tl.load(grad_at, mask=n_mask & (o < SIZE)[None, :], other=0.0)
         low_at = low + k * low_k + i * low_p + n[:, None] * low_n + r[None, :]
         low_tile = tl.load(low_at, mask=n_mask & (r < R)[None, :], other=0.0)

@@ -216,7 +216,7 @@ def _adamw(
     k = tl.program_id(1).to(tl.int64)
     mine = factors + k * factors_stride
     if tl.load(mine + 1) > 0:
-        j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+        j = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
         mask = j < size
         if USED:
             mask = mask & (tl.load(rank_of + j, mask=mask, other=0) < tl.load(ranks + k))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 import torch
@@ -116,4 +120,17 @@ def unsuited_machine() -> str | None:
         return "a GPU without bf16"
     if find_spec("torch.nn.attention.varlen") is None:
         return f"attention by row in torch {torch.__version__} (it begins with 2.10)"
+    return lacking_for_triton()
+
+
+def lacking_for_triton() -> str | None:
+    """What is not here of what Triton needs to compile the kernels of the fast engine; None where all is."""
+    if find_spec("triton") is None:
+        return "anything without Triton (python -m pip install triton)"
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "anything without a C compiler, which Triton asks for (install gcc, or let CC name one)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks on Debian
+    headers = Path(sysconfig.get_path("include", scheme)) / "Python.h"
+    if not headers.exists() and not (os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")):
+        return f"anything without {headers}, which Triton asks for (install python3-dev, or your system's name for it)"
     return None

@@ -10,7 +10,7 @@ from benchmarks.speed_gpu import RESULTS
 from llama_lab.activations import Device
 from llama_lab.choices import Engine, Memory
 from llama_lab.compose import compose_words
-from llama_lab.engine.choose import choose, unsuited_model
+from llama_lab.engine.choose import choose, lacking_for_triton, unsuited_model
 from llama_lab.engine.suits import allowed_memory, unsuited
 from llama_lab.memory import estimate, estimate_fast, fastest_fit, is_fast
 from llama_lab.params import SHAPES
@@ -95,3 +95,20 @@ def test_auto_takes_the_fastest_level_that_fits():
     assert fastest_fit(SEVEN, asked, length=512, room_gib=0) is Memory.balanced
     checkpointing = replace(config, trainer=replace(config.trainer, gradient_checkpointing=True))
     assert allowed_memory(checkpointing) == (Memory.lean,)
+
+
+def test_what_triton_needs_is_looked_for_before_a_kernel_is(tmp_path, monkeypatch):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "C compiler" in (lacking_for_triton() or "")
+    (tmp_path / "gcc").touch(mode=0o755)
+    monkeypatch.setenv("CPATH", str(tmp_path))
+    assert lacking_for_triton() is None
+
+
+def test_without_triton_the_package_is_named(monkeypatch):
+    monkeypatch.setattr("sys.path", [])
+    assert "pip install triton" in (lacking_for_triton() or "")

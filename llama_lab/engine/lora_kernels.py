@@ -65,7 +65,10 @@ def thinned_low_kernel(
 
 @triton.jit
 def _entering(x, weight, rstd, row, here, d, num_left, D: tl.constexpr, SOURCE: tl.constexpr):
-    """What entered a projection, rounded as it was then: of the tokens from `row` on."""
+    """What entered a projection, rounded as it was then: of the tokens from `row` on.
+
+    SOURCE is one of triton_lora.py: 0 what `x` says itself, 1 its norm, 2 what the gate makes of it.
+    """
     inside = (here < num_left)[:, None] & (d < D)[None, :]
     if SOURCE == 2:
         at = x + row * (2 * D) + here[:, None] * (2 * D) + d[None, :]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from llama_lab.arguments import shared_arguments
 from llama_lab.choices import TrainerName
 from llama_lab.config import EvaluateSettings, TrainerSettings
 from llama_lab.data.answers import asked_and_wanted
@@ -24,7 +25,7 @@ from llama_lab.preference_batches import check_num_prompts
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
 from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
-from llama_lab.trainer import NoModelCard, adapter_kept, shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import NoModelCard, adapter_kept, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
+from llama_lab.arguments import shared_arguments
 from llama_lab.choices import TrainerLoss, TrainerName
 from llama_lab.config import EvaluateSettings
 from llama_lab.data.splits import Split
@@ -19,7 +20,7 @@ from llama_lab.own_settings import OWN_SETTINGS
 from llama_lab.preference_batches import PairCollator, SideCollator, SingleCollator, single_answers
 from llama_lab.preference_score import rewards_of
 from llama_lab.results import FitResult, Score
-from llama_lab.trainer import ReadyRows, adapter_kept, shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import ReadyRows, adapter_kept, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import RewardConfig, RewardTrainer
 
+from llama_lab.arguments import shared_arguments
 from llama_lab.config import EvaluateSettings
 from llama_lab.data.answers import PAIRED
 from llama_lab.data.splits import Split
@@ -16,7 +17,7 @@ from llama_lab.events import Listener
 from llama_lab.preference_batches import Batch, PairCollator, Rows
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import scores
-from llama_lab.trainer import ReadyRows, adapter_kept, shared_arguments, take_out_printers, train_with
+from llama_lab.trainer import ReadyRows, adapter_kept, take_out_printers, train_with
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llama_lab.arguments import shared_arguments
 from llama_lab.data.batches import LENGTHS
-from llama_lab.trainer import shared_arguments
 from llama_lab.training import FitSettings
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ class Schedule:
 
 
 def _orderer(tokenizer: PreTrainedTokenizerBase, train: Dataset, settings: FitSettings) -> Any:
-    """transformers' trainer with TRL's settings; it never sees the model, since it is asked for the order alone."""
-    from transformers import Trainer
-    from trl import SFTConfig
+    """transformers' trainer, which TRL's is; it never sees the model, since it is asked for the order alone."""
+    from transformers import Trainer, TrainingArguments
 
-    args = SFTConfig(**shared_arguments(settings), max_length=None, remove_unused_columns=False)
+    args = TrainingArguments(**shared_arguments(settings), remove_unused_columns=False)
     return Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=train, processing_class=tokenizer)
 
 

@@ -39,3 +39,9 @@ def test_help_names_groups_choices_and_verbs(lab, tmp_path):
     assert [choice.stem for group in groups for choice in group.glob("*.yaml") if choice.stem not in text] == []
     assert [verb for verb in VERBS if f"python -m llama_lab {verb}" not in text] == []
     assert "owered by Hydra" not in text
+
+
+def test_the_loop_of_a_gpu_needs_no_trainer_of_trl(environment):
+    # a second, before the first step of every run
+    code = "import sys; import llama_lab.engine.loop, llama_lab.runner; sys.exit('trl.trainer' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode == 0

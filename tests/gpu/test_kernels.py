@@ -1,4 +1,11 @@
-"""Our own kernels beside the plain operations that say what they compute."""
+"""Our own kernels beside the plain operations that say what they compute.
+
+python -m pytest tests/gpu/test_kernels.py -n 0                          # on a machine with a GPU; elsewhere skipped
+TRITON_INTERPRET=1 python -m pytest tests/gpu/test_kernels.py -n 0       # without one: pip install triton, and minutes
+"""
+
+import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,7 +16,13 @@ from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.entering import Gated, Normed, Plain
 from llama_lab.engine.optimizer import NOTHING, Update, adamw
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+RUNS = DEVICE == "cuda" or IS_INTERPRETED
+if RUNS:
+    from llama_lab.engine import triton_kernels, triton_lora
+
+pytestmark = pytest.mark.skipif(not RUNS, reason="there is no GPU, and Triton does not interpret")
 
 SIZES = [(1, 300, 3, 16, 512), (1, 300, 2, 32, 512), (2, 70, 2, 8, 200), (3, 129, 1, 72, 1408), (1, 2048, 1, 64, 4096)]
 """Adapters, tokens, layers, rank, inputs."""
@@ -31,13 +44,14 @@ def close(found, wanted):
     assert (found.float().cpu() - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
-@pytest.fixture(autouse=True, params=[torch.bfloat16, torch.float32])
+@pytest.fixture(autouse=True, params=[torch.float32] if IS_INTERPRETED else [torch.bfloat16, torch.float32])
 def dtype(request, monkeypatch):
+    """The interpreter does not know bf16."""
     monkeypatch.setitem(ON_GPU, "dtype", request.param)
 
 
 def on_gpu(x):
-    return x.to("cuda", **ON_GPU)
+    return x.to(DEVICE, **ON_GPU)
 
 
 def rounded(*shape):
@@ -48,7 +62,7 @@ def rounded(*shape):
 def test_low_rank_products_of_a_thinned_input(num_adapters, num_tokens, num_layers, rank, width):
     x, keys = rounded(num_adapters, num_tokens, width), keys_of(num_adapters, num_layers)
     a = apart(num_adapters, num_layers, rank, width).bfloat16().float()
-    found = kernels.thinned_low(on_gpu(x), on_gpu(a), keys.cuda())
+    found = triton_lora.thinned_low(on_gpu(x), on_gpu(a), keys.to(DEVICE))
     close(found, kernels.thinned_low(x, a, keys))
 
 
@@ -66,7 +80,7 @@ def test_gradient_of_a(source, num_adapters, num_tokens, num_layers, rank, width
         "plain": (Plain(x=x), Plain(x=on_gpu(x))),
         "normed": (
             Normed(x=x, weight=weight, rstd=rstd),
-            Normed(x=on_gpu(x), weight=on_gpu(weight), rstd=rstd.cuda()),
+            Normed(x=on_gpu(x), weight=on_gpu(weight), rstd=rstd.to(DEVICE)),
         ),
         "gated": (Gated(gate_up=gate_up), Gated(gate_up=on_gpu(gate_up))),
     }[source]
@@ -74,7 +88,7 @@ def test_gradient_of_a(source, num_adapters, num_tokens, num_layers, rank, width
     found = on_gpu(found)
     shape = (num_layers, rank, width)
     kernels.thinned_grad_a(plain, low, keys, wanted[:, :-64].unflatten(1, shape))
-    kernels.thinned_grad_a(there, on_gpu(low), keys.cuda(), found[:, :-64].unflatten(1, shape))
+    triton_lora.thinned_grad_a(there, on_gpu(low), keys.to(DEVICE), found[:, :-64].unflatten(1, shape))
     close(found, wanted)
 
 
@@ -87,16 +101,16 @@ def test_what_comes_back_through_a(num_adapters, num_tokens, num_layers, rank, w
     )
     found = on_gpu(wanted)
     kernels.add_thinned(wanted, low, a, keys)
-    kernels.add_thinned(found, on_gpu(low), on_gpu(a), keys.cuda())
+    triton_lora.add_thinned(found, on_gpu(low), on_gpu(a), keys.to(DEVICE))
     close(found, wanted)
 
 
 def test_gate_back():
     grad, gate_up = rounded(2, 70, 1408), rounded(2, 70, 2816)
-    close(kernels.gate_back(on_gpu(grad), on_gpu(gate_up)), kernels.gate_back(grad, gate_up))
+    close(triton_kernels.gate_back(on_gpu(grad), on_gpu(gate_up)), kernels.gate_back(grad, gate_up))
     low, a, keys = rounded(2, 1, 70, 16), rounded(2, 1, 16, 1408), keys_of(2, 1)
     there = [on_gpu(x) for x in (grad, low, a)]
-    found = kernels.gate_back_thinned(*there, keys.cuda(), on_gpu(gate_up))
+    found = triton_lora.gate_back_thinned(*there, keys.to(DEVICE), on_gpu(gate_up))
     close(found, kernels.gate_back_thinned(grad, low, a, keys, gate_up))
 
 
@@ -113,7 +127,7 @@ def test_both_gradients_behind_b(num_adapters, num_tokens, rank, outs, starts):
     wanted, found = torch.zeros_like(work), on_gpu(torch.zeros_like(work))
     plain = kernels.back_low(grad, places, low, layout.views(work)[0].b_KOR, layout.views(wanted)[0].b_KOR)
     there = layout.views(on_gpu(work))[0].b_KOR
-    close(kernels.back_low(on_gpu(grad), places, on_gpu(low), there, layout.views(found)[0].b_KOR), plain)
+    close(triton_lora.back_low(on_gpu(grad), places, on_gpu(low), there, layout.views(found)[0].b_KOR), plain)
     close(found, wanted)
 
 
@@ -121,9 +135,12 @@ def test_both_gradients_behind_b(num_adapters, num_tokens, rank, outs, starts):
 def test_rotation(num_q, num_kv, size):
     qkv, cos, sin = rounded(37, num_q + 2 * num_kv, size), rounded(37, size), rounded(37, size)
     found = on_gpu(qkv)
-    kernels.turn(found, on_gpu(cos), on_gpu(sin), num_q + num_kv)
+    triton_kernels.turn(found, on_gpu(cos), on_gpu(sin), num_q + num_kv)
     grads = [rounded(37, num, size) for num in (num_q, num_kv, num_kv)]
-    close(kernels.turn_back([on_gpu(g) for g in grads], on_gpu(cos), on_gpu(sin)), kernels.turn_back(grads, cos, sin))
+    close(
+        triton_kernels.turn_back([on_gpu(g) for g in grads], on_gpu(cos), on_gpu(sin)),
+        kernels.turn_back(grads, cos, sin),
+    )
     kernels.turn(qkv, cos, sin, num_q + num_kv)
     close(found, qkv)
 
@@ -136,10 +153,12 @@ def test_an_update_leaves_padding_and_rows_that_do_not_step_alone():
     steps = Update(is_first=True, number=3, learning_rate=1e-2, weight_decay=0.1, max_norm=0.3)
     factors = torch.tensor([steps.factors(), NOTHING.factors(), steps.factors()])
     norm, work = before[3].norm(dim=1, keepdim=True), torch.zeros(3, layout.size)
-    plain, there = ([x.clone().to(d) for x in (*before[:3], norm)] for d in ("cpu", "cuda"))
-    found = work.cuda()
+    plain, there = ([x.clone().to(d) for x in (*before[:3], norm)] for d in ("cpu", DEVICE))
+    found = work.to(DEVICE)
     adamw(plain, work, before[3], factors, None)
-    adamw(there, found, before[3].cuda(), factors.cuda(), (index_S.cuda(), rank_K.cuda()))
+    triton_kernels.adamw(
+        there, found, before[3].to(DEVICE), factors.to(DEVICE), (index_S.to(DEVICE), rank_K.to(DEVICE))
+    )
     for one, other in zip([*plain, work[[0, 2]]], [*there, found[[0, 2]]], strict=True):
         assert torch.allclose(one, other.cpu(), atol=1e-6)
     assert torch.equal(there[0][1].cpu(), before[0][1])

@@ -52,6 +52,27 @@ def check_adapter(config: RunConfig) -> None:
         )
 
 
+def check_goes_on(config: RunConfig, name: str, before: RunConfig, before_name: str) -> None:
+    """Refuse a run that could not go on with the adapter of another one, before that one is trained.
+
+    Args:
+        name, before_name: of the two runs, for the message.
+    Raises:
+        ConfigError: the settings that differ, or a reward model's adapter for a model of words.
+    """
+    keys = ("lora.r", "lora.alpha", "lora.use_rslora", "lora.use_dora", "lora.target_modules", "lora.modules_to_save")
+    here, there = ({"model.name": of.model.name, **_words_of(of.lora)} for of in (config, before))
+    words = [key for key in ("model.name", *keys) if here[key] != there[key]]
+    if words:
+        said, instead = (" ".join(f"{key}={of[key]}" for key in words) for of in (here, there))
+        raise ConfigError(f"{name} goes on with the adapter of {before_name}, and has {said}. Type {instead} for both.")
+    if before.trainer.name is TrainerName.reward and config.trainer.name is not TrainerName.reward:
+        raise ConfigError(
+            f"{name} would go on with a reward model, which {before_name} trains and which scores answers and writes "
+            "none. Train it alone, and type trainer.reward_model=FOLDER."
+        )
+
+
 def continue_adapter(base: PreTrainedModel | PeftModel, name: str, adapter_name: str = OWN_ADAPTER) -> PeftModel:
     """The base with the adapter, ready to be trained further.
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -19,6 +20,7 @@ from omegaconf.errors import (
 
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean, nearest
+from llama_lab.paths import CONF_DIR
 from llama_lab.sweep.methods import PREFIX
 from llama_lab.sweep.settings import SweepSettings
 
@@ -130,11 +132,23 @@ def nearest_key(key: str) -> str | None:
 
 def unknown_key(key: str) -> ConfigError:
     """The error for a setting that does not exist, with the one that was probably meant."""
+    if key == "stages" or key.startswith("stages."):
+        return _no_stage(key)
     found = nearest_key(key)
     if found == key and key.startswith(PREFIX):
         return ConfigError(f"{key} belongs to a study. Type hydra/sweeper=optuna as well, or search=lora_quant.")
     hint = f" Did you mean {found}?" if found else ""
     return ConfigError(f"{key} is no setting of llama_lab.{hint} All of them: python -m llama_lab --cfg job")
+
+
+def _no_stage(key: str) -> ConfigError:
+    """The error for a stage that the experiment does not have; those of the shipped ones are known."""
+    files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
+    names = {f"stages.{name}" for file in files for name in cast(DictConfig, OmegaConf.load(file)).get("stages", {})}
+    return ConfigError(
+        f"{key} is no stage of the experiment.{did_you_mean(key, sorted(names))} The file of an experiment names its "
+        "stages; on the command line the words of one are typed \"stages.NAME=['trainer=dpo','trainer.beta=0.5']\"."
+    )
 
 
 def explain(error: Exception, word: str = "") -> LlamaLabError:
@@ -210,9 +224,8 @@ def no_ppo() -> ConfigError:
 
 def _unreadable_word(word: str) -> ConfigError:
     key, _, value = word.partition("=")
-    if key.startswith("stages.") and value.startswith("[") and "'" not in value:
-        quoted = ",".join(f"'{part}'" for part in value.strip("[]").split(","))
-        return ConfigError(f"'{word}' cannot be read: each word of a stage stands in quotes. Type \"{key}=[{quoted}]\"")
+    if key.startswith("stages.") and "'" not in value:
+        return ConfigError(f"'{word}' cannot be read: each word of a stage stands in quotes. {_in_stage(key, value)}")
     if word.count("=") > 1 and " " in word:
         return ConfigError(f"'{word}' is one word with several settings. Leave the quotes out: {word}")
     if "=" not in word and not word.startswith("~"):
@@ -224,6 +237,11 @@ def _unreadable_word(word: str) -> ConfigError:
     if key.lstrip("+") not in known_keys() and not key.lstrip("+").startswith("hydra."):
         return unknown_key(key.lstrip("+"))
     return ConfigError(f"'{word}' cannot be read as KEY=VALUE. {_in_quotes(key, value)}")
+
+
+def _in_stage(key: str, value: str) -> str:
+    quoted = ",".join(f"'{part}'" for part in value.strip("[]'\"").split(","))
+    return f'Type "{key}=[{quoted}]"'
 
 
 def _in_quotes(key: str, value: str) -> str:
@@ -273,6 +291,8 @@ def _wrong_type(key: str, message: str, word: str) -> ConfigError:
     if "is not Optional" in message:
         takes = f" It takes {wanted}." if wanted else " Leave it out to keep its own."
         return ConfigError(f"{key}=null: this setting needs a value.{takes}")
+    if key.startswith("stages.") and word:
+        return ConfigError(f"{word}: a stage is a list of words. {_in_stage(key, word.partition('=')[2])}")
     if wanted is None:
         return ConfigError(f"{word or key}: {message}.")
     found = re.search(r"[Vv]alue '?(.*?)'?(?: of type| is not| could not| \(|, expected|$)", message)
@@ -299,7 +319,8 @@ def _describe(declared: Any, key: str) -> str | None:
     if isinstance(declared, type) and issubclass(declared, StrEnum):
         return f"one of {', '.join(declared)}"
     if get_origin(declared) is list:
-        kind, example = ("whole numbers", "[0,1]") if get_args(declared)[0] is int else ("texts", "[a,b]")
+        kinds = {int: ("whole numbers", "[0,1]"), float: ("numbers", "[1,0.5]")}
+        kind, example = kinds.get(get_args(declared)[0], ("texts", "[a,b]"))
         return f"a list of {kind}, such as {key}={example}"
     if declared not in (int, float, bool, str):
         return None

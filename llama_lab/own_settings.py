@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from llama_lab.choices import TrainerLoss, TrainerName
@@ -102,3 +102,5 @@ def _check_groups(trainer: TrainerSettings) -> None:
             f"trainer.reward_weights has {len(weights)} numbers, and trainer.rewards names {len(rewards)}: "
             f"{', '.join(rewards)}. Type one number for each."
         )
+    finite = all(isfinite(weight) for weight in weights or [])
+    check_range(finite, "trainer.reward_weights", weights, "type a finite number for each reward")

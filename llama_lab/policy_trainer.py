@@ -123,9 +123,11 @@ def worth_of(name: str, trainer: TrainerSettings) -> Worth:
     def one(prompt: str, completion: str, answer: str) -> float:
         try:
             worth = float(reward(prompt, completion, answer))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":. ")
             raise ConfigError(
-                f"trainer.rewards: {name} failed on the answer {completion!r:.80}: {type(error).__name__}: {error}."
+                f"trainer.rewards: {name} failed on the answer {completion!r:.80}: {said}. It is called with three "
+                "texts, (prompt, completion, answer), and returns a number. HYDRA_FULL_ERROR=1 shows where it failed."
             ) from error
         if not math.isfinite(worth):
             raise ConfigError(

@@ -39,7 +39,7 @@ def check_reward_model(name: str | None) -> None:
     try:
         trainer = run_dir.read_lock()["config"]["trainer"]["name"]
     except (LlamaLabError, KeyError, TypeError) as error:
-        raise ConfigError(f"trainer.reward_model={name}: its run.json cannot be read: {error}. {how}") from None
+        raise ConfigError(f"trainer.reward_model={name}: {str(error).rstrip('.')}. {how}") from None
     if trainer != TrainerName.reward:
         raise ConfigError(
             f"trainer.reward_model={name} is a run of trainer={trainer}, whose model scores nothing. {how}"

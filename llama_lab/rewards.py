@@ -76,6 +76,13 @@ def check_rewards(names: list[str], reward_model: str | None) -> None:
         raise ConfigError(
             f"trainer.rewards names {twice} twice. Type it once, and its weight in trainer.reward_weights."
         )
+    numbers = [number_of(name) for name in names]
+    alike = [name for name in names if numbers.count(number_of(name)) > 1]
+    if alike:
+        raise ConfigError(
+            f"trainer.rewards: {' and '.join(alike)} would both be {number_of(alike[0])} in result.json. Give one "
+            "of the functions another name."
+        )
     if reward_model is not None and REWARD_MODEL not in names:
         raise ConfigError(
             f"trainer.reward_model={reward_model} is used by no reward. Type trainer.rewards=[{REWARD_MODEL}], or "
@@ -111,7 +118,7 @@ def find_reward(name: str) -> Reward:
     module, _, function = name.partition(":")
     try:
         found = getattr(import_module(module), function, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"trainer.rewards: {module} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(found):
         raise ConfigError(f"trainer.rewards: {name} is no function. Define {function}(prompt, completion, answer).")
@@ -153,11 +160,15 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _names_of(tree: ast.Module) -> Iterable[str]:
-    for node in tree.body:
+def _names_of(tree: ast.AST) -> Iterable[str]:
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.ImportFrom | ast.Import):
             yield from (alias.asname or alias.name for alias in node.names)
         elif isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, ast.If | ast.Try | ast.ExceptHandler | ast.With):
+            yield from _names_of(node)

@@ -16,19 +16,22 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from llama_lab.choices import Resume
 from llama_lab.compose import compose_words
 from llama_lab.config import RunConfig
-from llama_lab.continued import check_adapter
+from llama_lab.continued import check_adapter, check_goes_on
 from llama_lab.errors import ConfigError, LlamaLabError, RunError
-from llama_lab.lock import as_plain, config_of
-from llama_lab.rundir import STAGES_FILE, write_json
+from llama_lab.lock import as_plain, check_unchanged, config_of
+from llama_lab.rundir import STAGES_FILE, RunDir, write_json
 
 SCHEMA = 1
 """Version of stages.json."""
 NAME = re.compile(r"\w+")
+NOT_OF_A_STAGE = ("hydra.", "hydra/", "+hydra", "resume=", "stages", "+stages")
+"""How words begin that hold for all stages, or for none."""
 
 
 @dataclass(kw_only=True)
@@ -61,6 +64,8 @@ def stages_of(config: RunConfig, words: list[str]) -> list[Stage]:
         kept = [word for word in words if not word.lstrip("+").startswith("stages.")]
         composed = compose_words_of(name, [*own, *kept])
         stages.append(Stage(number=number, name=name, words=[*own, *kept], config=replace(composed, stages={})))
+    for before, stage in pairwise(stages):
+        check_goes_on(stage.config, f"stage {stage.name}", before.config, f"stage {before.name}")
     return stages
 
 
@@ -71,9 +76,16 @@ def check_words_of(stages: Mapping[str, list[str]], words: list[str]) -> None:
         ConfigError: names the stage, and what to type.
     """
     groups = {word.partition("=")[0] for word in words if "." not in word.partition("=")[0]}
-    for name, own in stages.items():
+    for number, (name, own) in enumerate(stages.items()):
         if not NAME.fullmatch(str(name)):
             raise ConfigError(f"stages.{name}: the name becomes that of a folder. Take letters, digits and _ alone.")
+        for word in own:
+            if word.startswith(NOT_OF_A_STAGE):
+                raise ConfigError(f"stages.{name}: {word} is nothing that a stage chooses. Leave it out there.")
+            if number and word.partition("=")[0].lstrip("+") == "model.adapter":
+                raise ConfigError(
+                    f"stages.{name}: {word}, and a stage goes on with the adapter of the stage before it. Leave it out."
+                )
         twice = sorted(groups & {word.partition("=")[0] for word in own})
         if twice:
             quoted = ",".join(f"'{word}'" for word in own)
@@ -106,20 +118,39 @@ def run_stages(
     Raises:
         LlamaLabError: a stage failed; the command again goes on with it.
     """
+    configs = [_config_in(folder, stage, before) for before, stage in zip([None, *stages], stages, strict=False)]
+    _check_begun(folder, stages, configs)
     write_stages(folder, stages)
     value = float("nan")
-    for before, stage in zip([None, *stages], stages, strict=False):
-        config = replace(stage.config, trainer=replace(stage.config.trainer, resume=Resume.auto))
+    for stage, config in zip(stages, configs, strict=True):
         config.tracking = replace(config.tracking, group=config.tracking.group or group)
-        if before is not None:
+        if stage is not stages[0]:
             _forget_peak()
-            config.model = replace(config.model, adapter=str(before.folder(folder)))
             check_adapter(config)
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
         value = run(config, stage.folder(folder), stage.words)
         gc.collect()  # the model of a stage is held by circles of its own making
     print(f"\nAll stages: python -m llama_lab compare {folder}")
     return value
+
+
+def _config_in(folder: Path, stage: Stage, before: Stage | None) -> RunConfig:
+    """The settings of a stage in the folder of all: it resumes, and goes on with the adapter of the one before."""
+    config = replace(stage.config, trainer=replace(stage.config.trainer, resume=Resume.auto))
+    if before is not None:
+        config.model = replace(config.model, adapter=str(before.folder(folder)))
+    return config
+
+
+def _check_begun(folder: Path, stages: list[Stage], configs: list[RunConfig]) -> None:
+    """Refuse other settings than those that a stage has begun with, while stages.json still holds the old ones."""
+    for stage, config in zip(stages, configs, strict=True):
+        run_dir = RunDir(stage.folder(folder))
+        if run_dir.lock.is_file():
+            try:
+                check_unchanged(run_dir.read_lock(), config)
+            except LlamaLabError as error:
+                raise ConfigError(f"stage {stage.name}: {error}") from error
 
 
 def _forget_peak() -> None:

@@ -72,6 +72,12 @@ def convert(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) -> 
     if form is DataFormat.unpaired_preference:
         return _with_system(from_unpaired_preference(row, dataset), "prompt", dataset), False
     if form is DataFormat.prompt:
+        answer = dataset.columns.completion
+        if dataset.format is DataFormat.auto and not is_blank(row.get(answer)):
+            raise DataError(
+                f"column {answer} holds an answer, and the first row has none. Type dataset.format=prompt to take the "
+                "prompts of all rows alone, or give each row an answer"
+            )
         return _with_system({"prompt": prompt_of(row, dataset)}, "prompt", dataset), False
     whole = _MESSAGES_OF[form](row, dataset)
     messages = trimmed(whole, also_first=form in (DataFormat.sharegpt, DataFormat.guanaco))

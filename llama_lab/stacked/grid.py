@@ -157,7 +157,8 @@ class _Teller:
 def _objective(folder: Path, code: int, teller: _Teller) -> float:
     result = recorded(folder) or {}
     if code == 0 and result.get("status") == "ok":
-        numbers = f"held-out loss {result['eval_loss']:.4g}, {result['tokens_per_s']:.0f} tokens/s"
+        loss = result.get("eval_loss")  # null where it is not finite, and of prompts alone
+        numbers = f"held-out loss {'-' if loss is None else f'{loss:.4g}'}, {result['tokens_per_s']:.0f} tokens/s"
         teller.note(f"{teller.label}  done: {numbers}")
         return float(result.get("objective") or "nan")
     reason = result.get("error") or f"its process ended with exit code {code}"

@@ -182,3 +182,19 @@ def test_every_quant_type_trains(lab, tmp_path: Path, quant):
     result = read_json(folder / "result.json")
     assert result["status"] == "ok"
     assert result["eval_loss"] != result["eval_loss_before"]
+
+
+@pytest.mark.parametrize("words", [[], ["dataset.metrics=[]"]])
+def test_a_run_on_texts_is_measured_evaluated_and_compared(lab, tmp_path, words):
+    """A text has no question and no answer: there is its loss, and no samples."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "some text number {i}"}}\n' for i in range(40)))
+    data = ["dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}", "trainer.max_steps=2", "tracking=none"]
+    folder = lab.run(tmp_path / "run", *TINY, *data, *words)
+    result = read_json(folder / "result.json")
+    assert result["eval_loss"] < result["eval_loss_before"]
+    assert result["objective"] == result["eval_loss"]
+    for verb in (["evaluate", str(folder), "--base"], ["generate", str(folder), "hello"], ["compare", str(folder)]):
+        done = lab(*verb, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    evaluated = read_json(folder / "evaluation.json")
+    assert json.dumps(result["eval_loss"])[:6] in json.dumps(evaluated)

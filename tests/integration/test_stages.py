@@ -11,6 +11,8 @@ TINY = ["model=tiny", "dataset.max_train_rows=16", "dataset.max_eval_rows=4", "d
 WORDS = [*TINY, "trainer.per_device_train_batch_size=8", "trainer.save_steps=1", "trainer.logging_steps=1"]
 SHORT_ANSWERS = "stages.grpo=['trainer=grpo','dataset=sample_rewards','trainer.max_completion_length=8']"
 
+DPO = "'trainer=dpo','dataset=sample_preference'"
+
 
 @pytest.fixture(scope="module")
 def done(lab, tmp_path_factory):
@@ -50,6 +52,16 @@ def test_a_stage_is_taken_away_and_done_again_like_any_run(lab, done, tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+def test_other_settings_are_refused_and_the_old_ones_kept(lab, done):
+    kept = (done / "stages.json").read_bytes()
+    words = [f"hydra.run.dir={done}", *WORDS, "experiment=sft_then_dpo", "tracking=none", "trainer.learning_rate=1"]
+    again = lab(*words, cwd=done.parent)
+    assert again.returncode == 2
+    assert "stage sft: A resumed run keeps its settings, and these differ: trainer.learning_rate" in again.stderr
+    assert (done / "stages.json").read_bytes() == kept
+    assert lab(f"resume={done}", cwd=done.parent).returncode == 0
+
+
 def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
     folder = tmp_path / "run"
     words = [*WORDS, "experiment=sft_then_grpo", SHORT_ANSWERS, "tracking=none"]
@@ -71,6 +83,15 @@ def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
         (["trainer=dpo"], "\"stages.dpo=['trainer=dpo','dataset=sample_preference'"),
         (["stages.dpo=[trainer=dpo]"], "Type \"stages.dpo=['trainer=dpo']\""),
         (["stages.dpo=['trainer=dop']"], "stage dpo: trainer=dop is no choice. Did you mean trainer=dpo?"),
+        (["stages.dpo=trainer=dpo"], "Type \"stages.dpo=['trainer=dpo']\""),
+        (["stages.dpo='trainer=dpo'"], "a stage is a list of words. Type \"stages.dpo=['trainer=dpo']\""),
+        (["stages.dop=['trainer=dpo']"], "stages.dop is no stage of the experiment. Did you mean stages.dpo?"),
+        (["stages={a:['trainer=dpo']}"], "stages is no stage of the experiment."),
+        ([f"stages.dpo=[{DPO},'lora.r=4']"], "has lora.r=4. Type lora.r=16 for both"),
+        (["stages.sft=['trainer=reward','dataset=sample_preference']"], "would go on with a reward model"),
+        ([f"stages.dpo=[{DPO},'model.adapter=x']"], "stages.dpo: model.adapter=x, and a stage goes on with"),
+        ([f"stages.dpo=[{DPO},'hydra.run.dir=x']"], "hydra.run.dir=x is nothing that a stage chooses"),
+        ([f"stages.dpo=[{DPO},'resume=x']"], "resume=x is nothing that a stage chooses"),
         (["trainer.beta=0.2"], "trainer.beta=0.2 is no setting of trainer=sft"),
         (["-m", "search=lora_quant"], "A study searches one run"),
         (["-m", "seed=0,1", "hydra/launcher=stacked"], "Leave hydra/launcher=stacked out"),

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from llama_lab.choices import TrainerName
+from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.compose import compose_words
 from llama_lab.data import sample, sample_rewards
 from llama_lab.errors import LlamaLabError
@@ -68,6 +68,36 @@ def test_a_function_of_the_users_is_found_without_an_import(mine, capsys):
     assert find_reward("mine.rewards:short")("a", "b", "c") == 1
 
 
+def test_functions_that_a_module_defines_under_a_condition_are_found(mine):
+    (mine / "more.py").write_text(
+        "try:\n    import nothing\n    def one(p, c, a): return 1\n"
+        "except ImportError:\n    def two(p, c, a): return 2\n"
+        "if True:\n    from math import *\n    three: object = two\n"
+    )
+    for name in ("one", "two", "three", "sqrt"):
+        compose_words([*GRPO, f"trainer.rewards=[more:{name}]"])
+
+
+@pytest.mark.parametrize("failing", ["raise SystemExit(3)", "raise ValueError('a\\nb')", "return [1, 2]"])
+def test_a_function_that_fails_is_one_message(mine, failing):
+    (mine / "wrong.py").write_text(f"def one(prompt, completion, answer):\n    {failing}\n")
+    from llama_lab.policy_trainer import worth_of
+
+    worth = worth_of("wrong:one", compose_words([*GRPO, "trainer.rewards=[wrong:one]"]).trainer)
+    with pytest.raises(
+        LlamaLabError, match=r"wrong:one failed on the answer 'b': .* \(prompt, completion, answer\)"
+    ) as e:
+        worth([[{"role": "user", "content": "a"}]], ["b"], [""])
+    assert "\n" not in str(e.value)
+    sys.modules.pop("wrong")
+
+
+def test_a_module_that_ends_the_process_is_one_message(mine):
+    (mine / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(LlamaLabError, match="ends cannot be imported: SystemExit: 3"):
+        find_reward("ends:one")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -81,6 +111,9 @@ def test_a_function_of_the_users_is_found_without_an_import(mine, capsys):
         (["trainer.rewards=[reward_model]"], "Type trainer.reward_model=FOLDER"),
         (["trainer.reward_model=nowhere"], "Type trainer.rewards=[reward_model]"),
         (["trainer.rewards=[reward_model]", "trainer.reward_model=nowhere"], "nowhere is not there"),
+        (["trainer.rewards=[length]", "trainer.reward_weights=[nan]"], "type a finite number for each reward"),
+        (["trainer.rewards=[length]", "trainer.reward_weights=[a]"], "not a list of numbers"),
+        (["trainer.rewards=[length,mine.rewards:length]"], "would both be reward_length in result.json"),
         (["trainer.num_generations=1"], "type at least 2"),
         (["trainer.num_generations=3"], "Type trainer.per_device_train_batch_size=3, or trainer.num_generations=2|4|8"),
         (["trainer.max_completion_length=0"], "type at least 1"),
@@ -151,6 +184,16 @@ def test_reward_that_needs_an_answer_is_refused_for_prompts_alone(prompts, tmp_p
 def test_rewards_that_need_no_answer_take_prompts_alone(prompts, mine):
     rewards = "trainer.rewards=[composes,mine.rewards:short]"
     assert compose_words([*prompts(), rewards]).trainer.rewards == ["composes", "mine.rewards:short"]
+
+
+def test_answers_of_some_rows_are_not_lost(tmp_path):
+    rows = [{"prompt": f"word {i}", **({"completion": "x"} if i == 30 else {})} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*GRPO[:2], "dataset=jsonl", f"dataset.path={file}", "trainer.rewards=[composes]"]
+    with pytest.raises(LlamaLabError, match=r"row 31: column completion holds an answer.*Type dataset\.format=prompt"):
+        compose_words(words)
+    assert compose_words([*words, "dataset.format=prompt"]).dataset.format is DataFormat.prompt
 
 
 def test_answers_under_another_name_are_not_overlooked(prompts):

@@ -68,11 +68,14 @@ def _source(rows: list[Row]) -> str:
     told = []
     for card, versions, at_once in kinds:
         named = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
-        told.append(f"{card.removeprefix('none; ')}, {at_once} commands at once; {named}")
+        told.append(
+            f"{card.removeprefix('none; ')}, {'one command' if at_once == 1 else f'{at_once} commands'} at a time; {named}"
+        )
     commands = ", ".join(f"`{command}`" for command in sorted({row["command"] for row in rows}))
+    notes = "".join(f" In this call {note}." for note in sorted({row["note"] for row in rows if row.get("note")}))
     commits = ", ".join(sorted({row["commit"][:7] for row in rows if row["commit"]})) or "not recorded"
     return (
         f"Of {requests} requests that no run reads and that chose no setting: mean over seeds (smallest to largest); "
         "gained and lost are requests that are right after the stage and were not before it, and the other way round, "
-        f"a pair a seed. {'. '.join(told)}. Commit {commits}: benchmarks/results/stages.json, by {commands}."
+        f"a pair a seed. {'. '.join(told)}.{notes} Commit {commits}: benchmarks/results/stages.json, by {commands}."
     )

@@ -68,9 +68,8 @@ def _source(rows: list[Row]) -> str:
     told = []
     for card, versions, at_once in kinds:
         named = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
-        told.append(
-            f"{card.removeprefix('none; ')}, {'one command' if at_once == 1 else f'{at_once} commands'} at a time; {named}"
-        )
+        at_a_time = "one command" if at_once == 1 else f"{at_once} commands"
+        told.append(f"{card.removeprefix('none; ')}, {at_a_time} at a time; {named}")
     commands = ", ".join(f"`{command}`" for command in sorted({row["command"] for row in rows}))
     notes = "".join(f" In this call {note}." for note in sorted({row["note"] for row in rows if row.get("note")}))
     commits = ", ".join(sorted({row["commit"][:7] for row in rows if row["commit"]})) or "not recorded"

@@ -70,7 +70,7 @@ def test_what_is_better_is_learned(lab, colours, tmp_path, trainer, margin):
 
 
 def test_dpo_goes_on_with_an_adapter_that_is_its_reference(lab, tiny_run, tmp_path):
-    words = [*EMBEDDED, "trainer=dpo", f"model.adapter={tiny_run}", "lora.r=4", "dataset.max_train_rows=160"]
+    words = [*EMBEDDED, "trainer=dpo", f"model.adapter={tiny_run}", "lora.r=4", "dataset.max_train_rows=80"]
     folder, killed = lab.run(tmp_path / "run", *words), tmp_path / "killed"
     result = read_json(folder / "result.json")
     # the reference is the adapter to the bit: nothing is liked more than before

@@ -98,9 +98,8 @@ def test_reward_model_loads_with_plain_peft_and_scores_as_here(reward_model, tmp
         assert score == pytest.approx(wanted, abs=0.05)  # a CPU may compute in bf16 here, and in fp32 there
 
 
-@pytest.mark.parametrize("quant", ["none", "nf4"])
-def test_reward_model_begins_with_the_adapter_of_an_sft_run_and_a_new_score(lab, tiny_run, tmp_path, quant):
-    words = ["trainer=reward", "lora.r=4", f"quant={quant}", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
+def test_reward_model_begins_with_the_adapter_of_an_sft_run_and_a_new_score(lab, tiny_run, tmp_path):
+    words = ["trainer=reward", "lora.r=4", "quant=nf4", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
     folder = lab.run(tmp_path / "run", *PAIRS, *words, f"model.adapter={tiny_run}")
     before, after = load_file(tiny_run / ADAPTER), load_file(folder / ADAPTER)
     assert [name for name in after if name not in before] == ["base_model.model.score.weight"]
@@ -166,8 +165,7 @@ def test_answers_become_worth_more(lab, reward_model, tmp_path, trainer):
     assert result["reward_odd"] >= result["reward_odd_before"]
 
 
-@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
-def test_prompts_alone_are_enough_for_a_reward_that_needs_no_answer(lab, tmp_path, trainer):
+def test_prompts_alone_are_enough_for_a_reward_that_needs_no_answer(lab, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
     (tmp_path / "mine.py").write_text(
         "def even(prompt, completion, answer):\n"
@@ -181,7 +179,7 @@ def test_prompts_alone_are_enough_for_a_reward_that_needs_no_answer(lab, tmp_pat
         "evaluate.max_new_tokens=8",
         "trainer.eval_steps=2",
     ]
-    words = [*WORDS, f"trainer={trainer}", *rows, *steps, "objective=reward", "quant=nf4"]
+    words = [*WORDS, "trainer=rloo", *rows, *steps, "objective=reward", "quant=nf4"]
     done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, "trainer.rewards=[mine:even]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "run" / "result.json")

@@ -184,12 +184,11 @@ def test_every_quant_type_trains(lab, tmp_path: Path, quant):
     assert result["eval_loss"] != result["eval_loss_before"]
 
 
-@pytest.mark.parametrize("words", [[], ["dataset.metrics=[]"]])
-def test_a_run_on_texts_is_measured_evaluated_and_compared(lab, tmp_path, words):
+def test_a_run_on_texts_is_measured_evaluated_and_compared(lab, tmp_path):
     """A text has no question and no answer: there is its loss, and no samples."""
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "some text number {i}"}}\n' for i in range(40)))
     data = ["dataset=jsonl", f"dataset.path={tmp_path / 'rows.jsonl'}", "trainer.max_steps=2", "tracking=none"]
-    folder = lab.run(tmp_path / "run", *TINY, *data, *words)
+    folder = lab.run(tmp_path / "run", *TINY, *data)
     result = read_json(folder / "result.json")
     assert result["eval_loss"] < result["eval_loss_before"]
     assert result["objective"] == result["eval_loss"]

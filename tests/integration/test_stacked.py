@@ -234,14 +234,10 @@ def test_rows_that_are_no_number_are_one_message(lab, tmp_path, rows):
 
 
 def test_points_without_a_finite_held_out_loss_end_a_grid_well(lab, tmp_path):
-    """Prompts alone have none, and neither has a point whose weights left the numbers."""
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "word {i}"}}\n' for i in range(40)))
-    grpo = ["trainer=grpo", "dataset=jsonl", "dataset.path=rows.jsonl", "trainer.rewards=[composes]"]
-    short = ["trainer.max_completion_length=4", "evaluate.max_new_tokens=4", "objective=reward", "seed=0,1"]
-    for words in ([*grpo, *short], ["trainer.learning_rate=1e-3,1e30"]):
-        folder = f"grid{len(words)}"
-        words = [*LEAN, *words, "trainer.max_steps=2", "hydra/launcher=stacked", "hydra.launcher.rows=2"]
-        done = lab("-m", *words, f"hydra.sweep.dir={folder}", cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "done: held-out loss -, " in done.stdout
-        assert [read_json(tmp_path / folder / n / "result.json")["status"] for n in "01"] == ["ok", "ok"]
+    """Such as one whose weights left the numbers."""
+    words = [*LEAN, "trainer.learning_rate=1e-3,1e30", "trainer.max_steps=2"]
+    words += ["hydra/launcher=stacked", "hydra.launcher.rows=2"]
+    done = lab("-m", *words, "hydra.sweep.dir=grid", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "done: held-out loss -, " in done.stdout
+    assert [read_json(tmp_path / "grid" / n / "result.json")["status"] for n in "01"] == ["ok", "ok"]

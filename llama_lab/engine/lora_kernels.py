@@ -125,6 +125,13 @@ def thinned_grad_a_kernel(
 
 
 @triton.jit
+def through_gate(grad, gate, up):
+    """Gradients of gate and up from that of ``silu(gate) · up``."""
+    sigmoid = 1 / (1 + tl.exp(-gate))
+    return grad * up * sigmoid * (1 + gate * (1 - sigmoid)), grad * gate * sigmoid
+
+
+@triton.jit
 def add_thinned_kernel(
     grad,
     low,
@@ -165,10 +172,9 @@ def add_thinned_kernel(
         at = row * (2 * D) + here[:, None] * (2 * D) + d[None, :]
         gate = tl.load(gate_up + at, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(gate_up + at + D, mask=inside, other=0.0).to(tl.float32)
-        sigmoid = 1 / (1 + tl.exp(-gate))
-        of_gate = total * up * sigmoid * (1 + gate * (1 - sigmoid))
+        of_gate, of_up = through_gate(total, gate, up)
         tl.store(out + at, of_gate.to(out.dtype.element_ty), mask=inside)
-        tl.store(out + at + D, (total * gate * sigmoid).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + at + D, of_up.to(out.dtype.element_ty), mask=inside)
     else:
         tl.store(out + row * D + here[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=inside)
 

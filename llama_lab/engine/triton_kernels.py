@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llama_lab.engine.lora_kernels import through_gate
 from llama_lab.engine.optimizer import BETAS, EPS
 
 COLUMNS = 1024
@@ -68,13 +69,7 @@ def turn_back(grads: Sequence[Tensor], cos_NE: Tensor, sin_NE: Tensor) -> Tensor
 def adamw(
     buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
 ) -> None:
-    """One update of masters and moments, and the masters' copy in the compute type.
-
-    Args:
-        buffers: masters, first and second moments, and the norms (K, 1) of the gradients.
-        factors_KF: `Update.factors` of each adapter.
-        used: rank index (S,) of each number, and the rank of each adapter: numbers beyond it stay 0 and are not read.
-    """
+    """As engine/optimizer.py; numbers beyond the rank of their adapter stay 0 and are not read."""
     master_KS, m_KS, v_KS, norm_K1 = buffers
     num_adapters, size = master_KS.shape
     rank_S, rank_K = used if used is not None else (master_KS, master_KS)
@@ -117,9 +112,7 @@ def _gate_back(grad, gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     g = tl.load(grad + row * WIDTH + i, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_up + row * 2 * WIDTH + i, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + i, mask=inside, other=0.0).to(tl.float32)
-    sigmoid = 1 / (1 + tl.exp(-gate))
-    of_gate = g * up * sigmoid * (1 + gate * (1 - sigmoid))
-    of_up = g * gate * sigmoid
+    of_gate, of_up = through_gate(g, gate, up)
     tl.store(out + row * 2 * WIDTH + i, of_gate.to(out.dtype.element_ty), mask=inside)
     tl.store(out + row * 2 * WIDTH + WIDTH + i, of_up.to(out.dtype.element_ty), mask=inside)
 

@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ def first_steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 **head(),
                 "until_first_step_s": round(seconds, 1),
                 "said_after_s": {line: at for at, line in said if at < seconds},
-                "settings": words,
+                "settings": [word for word in words if not word.startswith(("model.name=", "dataset.path="))],
                 "command": f"{COMMAND} --first-step",
             }
 
@@ -261,14 +262,22 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def write_rows(file: Path, max_length: int, num_blocks: int) -> None:
-    """Rows of random words for at least so many packed blocks."""
+def write_rows(file: Path, max_length: int, num_blocks: int, *, num_words: int = 0) -> None:
+    """Rows of random words for at least so many packed blocks.
+
+    Args:
+        num_words: words that come as often as a language's do, the n-th 1/n as often as the first (Zipf), so that there
+            is something to learn; 0 for all words, equally often.
+    """
     rng, left = random.Random(0), num_blocks * max_length
+    words = range(3, 3 + num_words) if num_words else range(3, 32000)
+    shares = list(accumulate(1 / n if num_words else 1.0 for n in range(1, len(words) + 1)))
     with file.open("w") as out:
         while left > 0:
             length = int(min(max_length, max(16, rng.lognormvariate(math.log(350) - 0.32, 0.8))))
             left -= length
-            out.write(json.dumps({"text": " ".join(f"w{rng.randrange(3, 32000)}" for _ in range(length - 2))}) + "\n")
+            drawn = rng.choices(words, cum_weights=shares, k=length - 2)
+            out.write(json.dumps({"text": " ".join(f"w{word}" for word in drawn)}) + "\n")
 
 
 def add(file: Path, row: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def _thinned(x, place, key):
     return tl.where(h >= tl.load(key + 2), x.to(tl.float32) * factor, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def thinned_low_kernel(
     x,
     a,
@@ -32,24 +32,24 @@ def thinned_low_kernel(
     a_stride,
     keys_stride_k,
     keys_stride_p,
+    num_parts,
     P: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
-    PARTS: tl.constexpr,
     TOKENS: tl.constexpr,
     INPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
     # layers that read the same input run beside each other, so that all but one find it in the cache
     i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
-    part, num_adapters = tl.program_id(2) % PARTS, tl.num_programs(2) // PARTS
-    k = (tl.program_id(2) // PARTS).to(tl.int64)
+    part, num_adapters = tl.program_id(2) % num_parts, tl.num_programs(2) // num_parts
+    k = (tl.program_id(2) // num_parts).to(tl.int64)
     first, here, r = tl.program_id(1) * TOKENS, tl.arange(0, TOKENS), first_rank + tl.arange(0, RANKS)
     n = first + here
     key, x_at, a_at = keys + k * keys_stride_k + i * keys_stride_p, x + (k * num_tokens + first) * D, a + k * a_stride
     total = tl.zeros((TOKENS, RANKS), dtype=tl.float32)
     num_tiles = tl.cdiv(D, INPUTS)
-    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+    for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
         d = tile * INPUTS + tl.arange(0, INPUTS)
         place = n[:, None] * D + d[None, :]
         inside = (n < num_tokens)[:, None] & (d < D)[None, :]
@@ -84,7 +84,7 @@ def _entering(x, weight, rstd, row, here, d, num_left, D: tl.constexpr, SOURCE: 
     return x_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def thinned_grad_a_kernel(
     low,
     x,
@@ -96,23 +96,23 @@ def thinned_grad_a_kernel(
     out_stride,
     keys_stride_k,
     keys_stride_p,
+    num_parts,
     P: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
     SOURCE: tl.constexpr,
-    PARTS: tl.constexpr,
     TOKENS: tl.constexpr,
     INPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
     i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
-    part, num_adapters = tl.program_id(2) % PARTS, tl.num_programs(2) // PARTS
-    k = (tl.program_id(2) // PARTS).to(tl.int64)
+    part, num_adapters = tl.program_id(2) % num_parts, tl.num_programs(2) // num_parts
+    k = (tl.program_id(2) // num_parts).to(tl.int64)
     d, r = tl.program_id(1) * INPUTS + tl.arange(0, INPUTS), first_rank + tl.arange(0, RANKS)
     key, low_at = keys + k * keys_stride_k + i * keys_stride_p, low + (k * P + i) * num_tokens * R
     total = tl.zeros((RANKS, INPUTS), dtype=tl.float32)
     num_tiles = tl.cdiv(num_tokens, TOKENS)
-    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+    for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
         first, here = tile * TOKENS, tl.arange(0, TOKENS)
         n = first + here
         low_mask = (r < R)[:, None] & (n < num_tokens)[None, :]
@@ -179,7 +179,7 @@ def add_thinned_kernel(
         tl.store(out + row * D + here[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def back_low_kernel(
     grad,
     low,
@@ -196,10 +196,10 @@ def back_low_kernel(
     b_k,
     out_k,
     low_out_k,
+    num_parts,
     P: tl.constexpr,
     SIZE: tl.constexpr,
     R: tl.constexpr,
-    PARTS: tl.constexpr,
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -212,7 +212,7 @@ def back_low_kernel(
     b_tile = tl.load(b + k * b_k + b_place, mask=b_mask, other=0.0)
     total = tl.zeros((OUTPUTS, RANKS), dtype=tl.float32)
     num_tiles = tl.cdiv(num_tokens, TOKENS)
-    for tile in range(part * num_tiles // PARTS, (part + 1) * num_tiles // PARTS):
+    for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
         first, here = tile * TOKENS, tl.arange(0, TOKENS)
         n = first + here
         n_mask = (n < num_tokens)[:, None]

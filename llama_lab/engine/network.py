@@ -52,7 +52,7 @@ class Network:
         inner = causal.model
         self.embedding, self.rotary = inner.embed_tokens.weight.data, inner.rotary_emb
         self.head, self.norm = causal.lm_head.weight.data, (inner.norm.weight.data, inner.norm.variance_epsilon)
-        self.pieces, self.dropout = Pieces(compiled=compiled), dropout
+        self.pieces, self.dropout = Pieces(compiled=compiled, any_number=num_rows > 1), dropout
         groups = [group for layer in inner.layers for group in projections_of(layer)]
         self.lora = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
         self.adapter = Adapter(

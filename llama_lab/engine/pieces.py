@@ -6,11 +6,13 @@ Plain functions of tensors: nothing here is known to autograd. N tokens, I inter
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
 from torch.nn.functional import silu
 
 from llama_lab.data.templates import IGNORED
@@ -77,11 +79,19 @@ def head_error(logits_NV: Tensor, target_N: Tensor, share_N: Tensor) -> tuple[Te
     return loss, error.to(logits_NV.dtype)
 
 
+OF_WEIGHTS = ("scales_of",)
+"""Functions without tokens."""
+
+
 class Pieces:
     """The functions of this module, compiled or as they are."""
 
-    def __init__(self, *, compiled: bool) -> None:
-        self.compiled = compiled
+    def __init__(self, *, compiled: bool, any_number: bool = False) -> None:
+        """
+        Args:
+            any_number: compile once for any number of tokens, so that more or fewer adapters are nothing new.
+        """
+        self.compiled, self.any_number = compiled, any_number
         self._made: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def __call__(self, name: str, place: str = "") -> Callable[..., Any]:
@@ -94,8 +104,33 @@ class Pieces:
         if (name, place) not in self._made:
             plain = globals()[name]
             own = FunctionType(plain.__code__.replace(co_name=f"{name}_{place}"), globals(), name)
-            self._made[name, place] = torch.compile(own, fullgraph=True)
+            made = torch.compile(own, fullgraph=True)
+            by_number = self.any_number and name not in OF_WEIGHTS
+            self._made[name, place] = partial(_for_any_number, made) if by_number else made
         return self._made[name, place]
+
+
+def _for_any_number(made: Callable[..., Any], *args: Any) -> Any:
+    """Call a compiled function with the tokens of all adapters in one dimension, which it takes for any number.
+
+    Two dimensions of them would make one adapter, or one with another number of tokens, a new case.
+    """
+    first = next(arg for arg in args if isinstance(arg, Tensor))
+    by_adapter = first.shape[:-1]
+    joined = [_by_token(arg, by_adapter) for arg in args]
+    found = made(*joined)
+    if isinstance(found, Tensor):
+        return found.unflatten(0, by_adapter)
+    return tuple(part.unflatten(0, by_adapter) for part in found)
+
+
+def _by_token(arg: Any, by_adapter: torch.Size) -> Any:
+    """Weights and numbers as they are; tensors of tokens with one dimension for these."""
+    if not isinstance(arg, Tensor) or arg.shape[: len(by_adapter)] != by_adapter:
+        return arg
+    arg = arg.flatten(0, len(by_adapter) - 1)
+    maybe_mark_dynamic(arg, 0)
+    return arg
 
 
 def _wide(x: Tensor) -> torch.dtype:

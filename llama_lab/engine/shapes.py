@@ -7,9 +7,8 @@ from itertools import zip_longest
 
 from llama_lab.engine.stream import RECORDING, chosen_sizes, next_size
 
-COMPILING = 30 * RECORDING
-"""Tokens that could be trained on while the pieces of a block are compiled for another number of rows: about 40 s where
-nothing is cached (until_measured_s of benchmarks/results/stacked.json, the first stack beside the last)."""
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Slots that are computed, so that few are recorded and no more than a third of them idle."""
 
 
 class Shapes:
@@ -64,7 +63,7 @@ class Shapes:
         return 1 + self.width * self.segments if self.record else 0
 
     def settle(self, num_live: int, num_left: int) -> int:
-        """How many slots to compute for so many rows: fewer only where that pays, since it has to be compiled.
+        """How many slots to compute for so many rows: fewer only where that pays, since each size is recorded again.
 
         Args:
             num_left: micro-steps until the last of them ends.
@@ -79,8 +78,8 @@ class Shapes:
         return self.width
 
     def _allowed(self) -> list[int]:
-        return [*(2**i for i in range(self.num_rows.bit_length()) if 2**i < self.num_rows), self.num_rows]
+        return [*(width for width in WIDTHS if width < self.num_rows), self.num_rows]
 
     def _pays(self, width: int, num_left: int) -> bool:
         saved = num_left * self.sizes[-1] * (self.width - width)
-        return saved > (0 if width in self._widths else COMPILING + RECORDING * len(self.sizes))
+        return saved > (0 if width in self._widths else RECORDING * len(self.sizes))

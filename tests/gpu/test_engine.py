@@ -5,6 +5,7 @@ python -m pytest tests/gpu -n 0            # on a machine with a GPU; elsewhere 
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_lab.choices import Memory
@@ -12,6 +13,7 @@ from llama_lab.compose import compose_words
 from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.network import Network
+from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.replay import Replay
 from llama_lab.engine.stream import stream_of
 from llama_lab.lora import add_adapter, add_named_adapter
@@ -147,3 +149,18 @@ def test_rows_of_a_stack_are_what_they_are_alone(folder):
 
 def _flat(found, gradients, k, name):
     return torch.cat([m.flatten() for m in found.adapter.matrices(gradients, k, name)])
+
+
+def test_fewer_adapters_compile_nothing_again():
+    pieces, plain = Pieces(compiled=True, any_number=True), Pieces(compiled=False)
+    known = 0
+    for num_adapters, num_tokens in ((8, 64), (2, 64), (1, 64), (3, 128)):
+        x, delta = torch.randn(2, num_adapters, num_tokens, 256, device="cuda")
+        weight = torch.randn(256, device="cuda")
+        found, wanted = (p("added_normed", "qkv")(x, delta, weight, 1e-5) for p in (pieces, plain))
+        for part, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(part, want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pieces("gated")(x), plain("gated")(x), rtol=1e-4, atol=1e-4)
+        number = counters["stats"]["unique_graphs"]
+        assert known in (0, number), f"{number - known} compiled again for {num_adapters} x {num_tokens}"
+        known = number

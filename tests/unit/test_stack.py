@@ -255,7 +255,7 @@ def test_recorded_sizes_and_empty_slots_change_nothing(base, lone, tmp_path):
     together = Together(base, runs, num_rows=5)
     together.stack.shapes = Shapes(5, record=True)  # as on a GPU, but for the graphs
     together.finish()
-    assert together.stack.shapes.width == 4
+    assert together.stack.shapes.width == 3
     for run in runs:
         same(run, lone[run.name])
 
@@ -418,9 +418,9 @@ def test_sizes_suit_the_longest_row_of_each_micro_step():
 def test_fewer_slots_are_computed_when_that_pays():
     shapes = Shapes(6, record=True)
     shapes.plan(1024, [[(1024, 1)] * 500] * 6)
-    assert [shapes.settle(n, 500) for n in (6, 5, 4, 3, 2)] == [6, 6, 4, 4, 2]
-    assert shapes.settle(1, 20) == 2  # it would be over before that pays
-    assert shapes.settle(3, 500) == 4
+    assert [shapes.settle(n, 500) for n in (6, 5, 4, 3, 2)] == [6, 6, 4, 3, 2]
+    assert shapes.settle(1, 10) == 2  # it would be over before that pays
+    assert shapes.settle(3, 500) == 3
     assert shapes.settle(2, 3) == 2  # known already
     unrecorded = Shapes(6, record=False)
     assert [unrecorded.settle(n, 1) for n in (6, 5, 3)] == [6, 5, 3]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -16,7 +18,7 @@ from llama_lab.config import EvaluateSettings, TrainerSettings
 from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.splits import Split
 from llama_lab.data.templates import encode_prompt
-from llama_lab.errors import ConfigError
+from llama_lab.errors import ConfigError, RunError
 from llama_lab.evaluate import Answers, greedy_answers, held_out_loss
 from llama_lab.events import Listener
 from llama_lab.generate import Messages, whole_head_input
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+NOT_FINITE = ("probability tensor contains", "device-side assert")
+"""What torch says of drawing from probabilities that are not finite; on a GPU it stops at once and knows no reason."""
 Worth = Callable[[list[Messages], list[str], list[str]], list[float]]
 """(prompts, completions, answers) to what each completion is worth."""
 
@@ -105,6 +109,7 @@ def prepare_policy_trainer(
             processing_class=tokenizer,
         )
     take_out_printers(trainer)
+    trainer.add_callback(_GradientCheck())
     weights = t.reward_weights or [1.0] * len(worths)
     return PolicyTrainer(trainer=trainer, model=model, tokenizer=tokenizer, worths=worths, weights=weights)
 
@@ -147,13 +152,35 @@ class _Ours(NoModelCard):
         return [encode_prompt(prompt, self.processing_class) for prompt in prompts], None, {}  # type: ignore[attr-defined]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with whole_head_input(self.model):  # type: ignore[attr-defined]
-            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        try:
+            with whole_head_input(trainer.model):
+                return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if any(said in str(error) for said in NOT_FINITE):
+                raise _not_finite("answers were drawn", trainer.state.global_step, trainer.args) from error
+            raise
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
         sampler.__class__ = _EpochSampler
         return sampler
+
+
+class _GradientCheck(TrainerCallback):
+    """Ends the run before a gradient that is not finite gets into the adapter, from which answers are drawn next."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        gradients = [param.grad for param in model.parameters() if param.grad is not None]
+        if gradients and not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
+            raise _not_finite("its gradient was computed", state.global_step, args)
+
+
+def _not_finite(when: str, step: int, arguments: Any) -> RunError:
+    return RunError(
+        f"Numbers are no longer finite: step {step + 1} ended as {when}. Type a smaller trainer.learning_rate than "
+        f"{arguments.learning_rate:g}, or trainer.max_grad_norm=0.3."
+    )
 
 
 class _EpochSampler(RepeatSampler):

@@ -212,3 +212,12 @@ def test_equal_answers_teach_nothing_and_the_run_says_so(lab, tmp_path):
     done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Nothing was learned" in done.stdout
+
+
+def test_weights_that_are_no_longer_finite_end_the_run_with_what_to_type(lab, tmp_path):
+    words = [*SAMPLING, "trainer=grpo", "trainer.rewards=[length]", "trainer.max_steps=4", "trainer.learning_rate=1e30"]
+    done = lab(f"hydra.run.dir={tmp_path / 'run'}", *words, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Type a smaller trainer.learning_rate than 1e+30" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_json(tmp_path / "run" / "result.json")["status"] != "ok"

@@ -5,12 +5,13 @@
     python -m benchmarks.study --embedded                          # SmolLM2 on the data set `sample`
     python -m benchmarks.study BASE --trials 9 --steps 81 hydra.launcher.rows=8   # other sizes, more settings
 
-BASE is a checkpoint of the shape of Llama-2-7B; with random weights, and rows of random words, losses differ by little
-and mean nothing, but the work is a real one's. Stacked is the command as a user types it, from its start to its exit:
-the stacked launcher, successive halving of factor 3, and the random sampler, so that both ways train the same points.
-One by one is a plain run a point, each whole, each in a process of its own, by the fast engine as well. Its time is the
-sum of the wall times of the processes, which is what one GPU would take; the first has the machine to itself and fills
-the compile cache. Each way begins with an empty compile cache.
+BASE is a checkpoint of the shape of Llama-2-7B. With random weights it has nothing to learn from rows of random words
+but how often each comes, which follows Zipf's law as a language's words do; the work is a real one's. Stacked is the
+command as a user types it, from its start to its exit: the stacked launcher, successive halving of factor 3, and the
+random sampler, so that both ways train the same points. One by one is a plain run a point, each whole, each in a
+process of its own, by the fast engine as well. Its time is the sum of the wall times of the processes, which is what
+one GPU would take; the first has the machine to itself and fills the compile cache. Each way begins with an empty
+compile cache.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Any
 
 from benchmarks.speed_gpu import RESULTS as SPEED
 from benchmarks.speed_gpu import add, head, write_rows
-from benchmarks.study_runs import Timed, one_by_one, points, run_study
+from benchmarks.study_runs import Drawn, Timed, one_by_one, points, run_study
 from benchmarks.study_trials import Trial, keep, study_trials, trial_of
 
 RESULTS = SPEED.with_name("study.json")
 STACKED, ONE_BY_ONE = "stacked, successive halving", "one by one, whole"
 FACTOR = 3
+WORDS = 5_000
+"""That the rows of a 7B are made of: how often each comes is what there is to learn."""
 SHARED = [
     "search=lora_quant",
     "quant=choice(nf4,fp4,none)",  # int8 is left to TRL's trainer, half a second a step
@@ -51,6 +54,9 @@ def main() -> int:
     parser.add_argument("--embedded", action="store_true", help="the embedded default instead of a 7B")
     parser.add_argument("--part", choices=["stacked", "one_by_one", "both"], default="both")
     parser.add_argument("--gpus", type=int, default=1, help="of one_by_one: runs at once, each on a GPU of its own")
+    parser.add_argument(
+        "--one-of-each", action="store_true", help="of one_by_one: one run for each way to store a base"
+    )
     parser.add_argument("--tokens", type=int, default=512, help="of a 7B: tokens a step and row")
     parser.add_argument("--trials", type=int, default=27)
     parser.add_argument("--steps", type=int, default=729, help="optimizer steps of a whole trial")
@@ -83,15 +89,32 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         trials = study_trials(place, drawn)
         yield row_of(args, STACKED, trials, timed, [*words, *own], "the study's process, from start to exit")
     if args.part != "stacked":
-        place = folder / "one_by_one"
-        runs = one_by_one(words, drawn, place, folder / "cache_one_by_one", args.gpus)
-        trials = [trial_of(number, place / str(number), point) for number, (point, _) in enumerate(drawn)]
-        said = f"the sum of the wall times of {len(runs)} processes, {args.gpus} at a time on a GPU each"
-        timed = Timed(sum(run.seconds for run in runs), runs[0].until_logged_s)
-        yield row_of(args, ONE_BY_ONE, trials, timed, words, said) | {
-            "until_first_logged_s": [run.until_logged_s for run in runs],
-            "run_s": [run.seconds for run in runs],
-        }
+        yield one_by_one_row(args, words, drawn, folder)
+
+
+def one_by_one_row(args: argparse.Namespace, words: list[str], drawn: list[Drawn], folder: Path) -> dict[str, Any]:
+    """All points; or the first of all, which compiles, and one of each way to store the base, as long as its others."""
+    place, quants = folder / "one_by_one", [point["quant"] for point, _ in drawn]
+    numbers = list(range(len(drawn)))
+    if args.one_of_each:
+        numbers = [0, *sorted({quant: n for n, quant in reversed(list(enumerate(quants))) if n}.values())]
+    runs = one_by_one(words, drawn, numbers, place, folder / "cache_one_by_one", args.gpus)
+    seconds = sum(run.seconds for run in runs)
+    said = f"the sum of the wall times of {len(runs)} processes, {args.gpus} at a time on a GPU each"
+    if args.one_of_each:
+        by_quant = {quants[n]: run.seconds for n, run in zip(numbers[1:], runs[1:], strict=True)}
+        seconds = runs[0].seconds + sum(by_quant[quant] for quant in quants[1:])
+        said = (
+            f"the sum of the wall times of {len(drawn)} processes, of which the first and one for each way to store "
+            "the base were run and the others count as long"
+        )
+    trials = [trial_of(number, place / str(number), drawn[number][0]) for number in numbers]
+    timed = Timed(seconds, runs[0].until_logged_s)
+    return row_of(args, ONE_BY_ONE, trials, timed, words, said) | {
+        "until_first_logged_s": [run.until_logged_s for run in runs],
+        "run_s": [run.seconds for run in runs],
+        "measured_points": numbers,
+    }
 
 
 def run_words(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -101,7 +124,8 @@ def run_words(args: argparse.Namespace, folder: Path) -> list[str]:
     base, *more = args.words
     file = folder / "rows.jsonl"
     if not file.exists():
-        write_rows(file, args.tokens, int(1.1 * args.steps) + 8)  # 5% are held out, and blocks are not quite full
+        # 5% are held out, and blocks are not quite full
+        write_rows(file, args.tokens, int(1.1 * args.steps) + 8, num_words=WORDS)
     own = [f"model.name={base}", f"dataset.path={file}", f"dataset.max_length={args.tokens}"]
     return [*SHARED, *OF_7B, *own, f"trainer.max_steps={args.steps}", *more]
 
@@ -121,6 +145,8 @@ def row_of(
     """What is known of one way; the tokens a second are those of all trials over all of its time."""
     size = "embedded" if args.embedded else f"{args.tokens} tokens"
     steps, tokens = sum(trial.num_steps for trial in trials), sum(trial.num_tokens for trial in trials)
+    if len(trials) < args.trials:  # the others are like them
+        steps, tokens = args.steps * args.trials, round(tokens / steps * args.steps * args.trials)
     done = sorted((t for t in trials if t.state == "done"), key=lambda t: t.loss or 0.0)
     states = [trial.state for trial in trials]
     return {
@@ -133,7 +159,7 @@ def row_of(
         "until_first_logged_s": timed.until_logged_s,
         "optimizer_steps": steps,
         "trials": {state: states.count(state) for state in sorted(set(states))},
-        "winner": done[0].as_json() if done else None,
+        "winner": done[0].as_json() if done and len(trials) == args.trials else None,
         "tokens_per_step": round(tokens / max(1, steps), 1),
         "tokens_per_s": round(tokens / timed.seconds, 1),
         "peak_memory_gib": max((t.peak_memory_gib for t in done), default=None),

@@ -80,8 +80,10 @@ def run_study(words: Sequence[str], place: Path, cache: Path) -> Timed:
     return timed
 
 
-def one_by_one(words: Sequence[str], drawn: Sequence[Drawn], place: Path, cache: Path, num_gpus: int) -> list[Timed]:
-    """A plain run a point, so many at a time on a GPU each; those that have ended there are only read.
+def one_by_one(
+    words: Sequence[str], drawn: Sequence[Drawn], numbers: Sequence[int], place: Path, cache: Path, num_gpus: int
+) -> list[Timed]:
+    """A plain run for each of these points, so many at a time on a GPU each; those that have ended are only read.
 
     Raises:
         RuntimeError: a run has ended with an error; what it said lies in its folder.
@@ -100,8 +102,8 @@ def one_by_one(words: Sequence[str], drawn: Sequence[Drawn], place: Path, cache:
             gpus.put(gpu)
 
     with ThreadPoolExecutor(num_gpus) as pool:
-        first = work(0)  # alone, so that what all of them need is compiled once
-        return [first, *pool.map(work, range(1, len(drawn)))]
+        first = work(numbers[0])  # alone, so that what all of them need is compiled once
+        return [first, *pool.map(work, numbers[1:])]
 
 
 def _run(words: Sequence[str], out: Path, env: dict[str, str]) -> Timed:

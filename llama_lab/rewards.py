@@ -107,6 +107,17 @@ def number_of(name: str) -> str:
     return name if name == REWARD_MODEL else f"reward_{name.rpartition(':')[2]}"
 
 
+def import_rewards(names: list[str]) -> None:
+    """Import what the names stand for, so that what cannot be is known before the base is loaded.
+
+    Raises:
+        ConfigError: as of `find_reward`.
+    """
+    for name in names:
+        if name != REWARD_MODEL:
+            find_reward(name)
+
+
 def find_reward(name: str) -> Reward:
     """The function of a name.
 

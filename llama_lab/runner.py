@@ -36,6 +36,7 @@ from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
+from llama_lab.rewards import import_rewards
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
 from llama_lab.training import fit_settings, last_checkpoint, step_of
@@ -109,6 +110,7 @@ def _load(
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     config = replace(config, trainer=trainer)
     ranks.tell((config, run_dir.path))
+    import_rewards(config.trainer.rewards or [])
     with display.stage("Loading and quantising the base"):
         adapted = backend.adapted(config, tokenizer)
     if adapted.note:

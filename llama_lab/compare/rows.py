@@ -7,10 +7,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llama_lab.compare.keys import getter
-from llama_lab.compare.read import GROUP_KEYS, NUMBERS, Run
+from llama_lab.compare.read import GROUP_KEYS, NUMBERS, Run, read_run
 from llama_lab.lock import UNLOCKED
 from llama_lab.sweep.settings import LARGER_IS_BETTER
 
@@ -18,6 +19,7 @@ OF_ANSWERS = ("exact_match", "composes")
 """Numbers that mean the same whichever trainer made the model: they are of its answers."""
 OF_TRAINER = ("eval_loss", "perplexity", "train_loss", "reward_accuracy", "reward_margin", "reward")
 """Numbers by the trainer's own loss or reward."""
+STARTS_WITH = "model.adapter"
 CONFIRM = "confirm"
 """Folder of a study in which its best trials are trained again with other seeds."""
 
@@ -92,9 +94,16 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """The runs as rows, unranked; those that did not end well stay single."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = _same_but_for_seed(run) if run.status == "ok" and not run.note else f"run {run.folder}"
-        groups.setdefault(key, []).append(run)
-    return [Row(runs=members, numbers=_numbers(members)) for members in groups.values()]
+        groups.setdefault(_same_but_for_seed(run) if _is_whole(run) else f"run {run.folder}", []).append(run)
+    rows: dict[str, list[Run]] = {}
+    for key, members in groups.items():
+        is_one = len(members) == 1 and _is_whole(members[0])
+        rows.setdefault(_as_begun(members[0]) if is_one else key, []).extend(members)
+    return [Row(runs=members, numbers=_numbers(members)) for members in rows.values()]
+
+
+def _is_whole(run: Run) -> bool:
+    return run.status == "ok" and not run.note
 
 
 def ranked(rows: Sequence[Row], key: str) -> list[Row]:
@@ -177,6 +186,25 @@ def is_incidental(key: str) -> bool:
 def _same_but_for_seed(run: Run) -> str:
     settings = {k: v for k, v in run.settings.items() if k != "seed" and not is_incidental(k)}
     return _text([run.objective_name, settings])
+
+
+def _as_begun(run: Run, *later: Path) -> str:
+    """As `_same_but_for_seed`, where an adapter of a run with the same seed stands for that run's own settings.
+
+    So second stages are one row over seeds, although each began with another adapter.
+    """
+    key, start = _same_but_for_seed(run), run.settings.get(STARTS_WITH)
+    if not start:
+        return key
+    # where the folder of both was moved, the one that it began with lies beside it
+    for folder in (Path(str(start)), run.folder.parent / Path(str(start)).name):
+        seen = (*later, run.folder.resolve())
+        if folder.resolve() in seen or not (folder / "run.json").is_file():
+            continue
+        before = read_run(folder, folder.name)
+        if before.settings.get("seed") == run.settings.get("seed"):
+            return key.replace(_text(start), _as_begun(before, *seen))
+    return key
 
 
 def _numbers(runs: Sequence[Run]) -> dict[str, Stat]:

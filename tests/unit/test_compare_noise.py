@@ -87,3 +87,18 @@ def test_failed_runs_are_not_part_of_a_mean(tmp_path):
 def test_equal_values_are_a_tie(tmp_path):
     found = runs(tmp_path, a=[1.0, 1.0], b=[1.0, 1.0])
     assert [row.verdict for row in found.rows] == ["tied", "tied"]
+
+
+def test_second_stages_are_one_row_over_seeds(tmp_path):
+    for seed in (0, 1):
+        first = make_run(tmp_path / f"of{seed}" / "1_sft", 1.0 + seed, seed=seed)
+        make_run(
+            tmp_path / f"of{seed}" / "2_dpo", 0.5 + seed, seed=seed, trainer__name="dpo", model__adapter=str(first)
+        )
+    # several seeds from one adapter are a row, too
+    start = str(tmp_path / "of0" / "1_sft")
+    for seed in (0, 1):
+        make_run(tmp_path / f"again{seed}", seed=seed, trainer__name="dpo", model__adapter=start, trainer__beta=0.5)
+    make_run(tmp_path / "itself", 3.0, trainer__name="dpo", model__adapter=str(tmp_path / "itself"))
+    found = {row.name: row.n for row in comparison(Options(paths=[tmp_path])).rows}
+    assert found == {"of0/1_sft (+1)": 2, "of0/2_dpo (+1)": 2, "again0 (+1)": 2, "itself": 1}

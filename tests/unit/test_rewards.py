@@ -9,7 +9,7 @@ from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.compose import compose_words
 from llama_lab.data import sample, sample_rewards
 from llama_lab.errors import LlamaLabError
-from llama_lab.rewards import COMMAND, REWARDS, find_reward
+from llama_lab.rewards import COMMAND, REWARDS, find_reward, import_rewards
 
 GRPO = ["model=tiny", "trainer=grpo", "dataset=sample_rewards"]
 
@@ -95,7 +95,7 @@ def test_a_function_that_fails_is_one_message(mine, failing):
 def test_a_module_that_ends_the_process_is_one_message(mine):
     (mine / "ends.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(LlamaLabError, match="ends cannot be imported: SystemExit: 3"):
-        find_reward("ends:one")
+        import_rewards(["length", "reward_model", "ends:one"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """`python -m llama_lab WORDS` without its eight seconds of imports: processes forked from one that has done them.
 
 What runs is the program's own __main__ in a process, session, folder and environment of its own, down to the exit code
-and what runs at its exit. Only the imported libraries are shared, as the trials of a study share theirs; the process that
-a study forks its trials from is a fork as well.
+and what runs at its exit. Only the imported libraries are shared, as the trials of a study share theirs. The process
+that a study forks its trials from is a fork as well.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ class Nest:
         stdin: str,
         timeout_s: float,
         kill_when: Callable[[], bool] | None = None,
+        kill_by: signal.Signals = signal.SIGKILL,
     ) -> subprocess.CompletedProcess[str]:
         """The ended process of a command.
 
         Args:
-            kill_when: as soon as this holds it gets SIGKILL.
+            kill_when: as soon as this holds it gets `kill_by`, with all that it started.
         Raises:
             TimeoutExpired: it was killed.
         """
@@ -94,7 +95,7 @@ class Nest:
                 while not kill_when() and not select.select([self.socket], [], [], 0.002)[0]:
                     assert time.monotonic() < deadline
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                    os.killpg(pid, kill_by)
             self.socket.settimeout(timeout_s)
             try:
                 status = int(self.socket.recv(100))

@@ -84,7 +84,7 @@ class Lab:
         """The ended process."""
         if self.nest is None or not self.nest.can_run_with(env):
             return self.fresh(*words, cwd=cwd, stdin=stdin, **env)
-        return self.nest.run(words, cwd, env, stdin, TIMEOUT_S)
+        return self.nest.run(words, cwd, self.environment | env, stdin, TIMEOUT_S)
 
     def fresh(self, *words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         """The ended process, with a start of its own."""
@@ -122,7 +122,8 @@ class Lab:
         """
         words = (f"hydra.run.dir={folder}", *words)
         if warm and self.nest is not None:
-            done = self.nest.run(words, folder.parent, env, "", TIMEOUT_S, kill_when=when, kill_by=by)
+            whole = self.environment | env
+            done = self.nest.run(words, folder.parent, whole, "", TIMEOUT_S, kill_when=when, kill_by=by)
             assert done.returncode == (-by if by is signal.SIGKILL else 128 + by), done
             return
         process = self.start(*words, cwd=folder.parent, **env)
@@ -140,9 +141,8 @@ class Lab:
             process.communicate()
 
 
-@contextlib.contextmanager
-def lab_of(environment: dict[str, str]) -> Iterator[Lab]:
-    """The commands in that environment."""
+@pytest.fixture(scope="session")
+def lab(environment: dict[str, str]) -> Iterator[Lab]:
     if has_gpu():  # what is imported would begin CUDA, and a fork could not use it
         yield Lab(environment, None)
         return
@@ -151,12 +151,6 @@ def lab_of(environment: dict[str, str]) -> Iterator[Lab]:
         yield Lab(environment, nest)
     finally:
         nest.close()
-
-
-@pytest.fixture(scope="session")
-def lab(environment: dict[str, str]) -> Iterator[Lab]:
-    with lab_of(environment) as lab:
-        yield lab
 
 
 @pytest.fixture(scope="session")

@@ -79,11 +79,12 @@ class Nest:
         """The ended process of a command.
 
         Args:
+            env: all of its environment.
             kill_when: as soon as this holds it gets `kill_by`, with all that it started.
         Raises:
             TimeoutExpired: it was killed.
         """
-        order = {"words": [str(word) for word in words], "cwd": str(cwd), "env": self.environment | env}
+        order = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env}
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
             files[0].write(stdin.encode())

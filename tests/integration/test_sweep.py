@@ -141,7 +141,7 @@ def test_finished_study_goes_on_to_more_trials_over_a_torn_journal(pruned, lab):
     journal = study / "study.journal"
     journal.write_bytes(journal.read_bytes() + b'{"op_code":8,"worker_id":"x')
     words = [*TINY, "dataset.max_train_rows=128", "hydra.sweeper.n_trials=9", "tracking=none"]
-    done = lab.fresh("-m", "search=lora_quant", *words, cwd=study.parents[1])
+    done = lab("-m", "search=lora_quant", *words, cwd=study.parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "9 trials, 8 of them have ended" in done.stdout
     assert folders(study) == list(range(9))

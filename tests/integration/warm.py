@@ -44,7 +44,7 @@ IMPORTED = (
     *("llama_lab.trainer", "llama_lab.preference_trainer", "llama_lab.reward_trainer", "llama_lab.policy_trainer"),
     "sentencepiece",
 )
-READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "PYTHON", "OMP_", "CUDA_")
+READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "TRACKIO_", "PYTHON", "OMP_", "CUDA_")
 """How variables start that Python or a library reads as it is imported: a command with one needs a start of its own."""
 
 

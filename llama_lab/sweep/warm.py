@@ -5,6 +5,7 @@ trainer of transformers imports bitsandbytes, which asks the GPU what it can. Wh
 and what goes wrong, too: a trial imports them again and says so in its own output.
 """
 
+import gc
 import os
 from contextlib import suppress
 from importlib import import_module
@@ -17,6 +18,8 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() th
 _nowhere = os.open(os.devnull, os.O_WRONLY)
 for _stream in (1, 2):
     os.dup2(_nowhere, _stream)
-for _name in BESIDE_A_GPU if has_gpu() else ("llama_lab.runner",):
+for _name in BESIDE_A_GPU if has_gpu() else ("llama_lab.runner", "llama_lab.trainer"):
     with suppress(Exception):
         import_module(_name)
+gc.collect()
+gc.freeze()  # so that a trial copies no memory only to look for garbage in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ class Lab:
         """The ended process."""
         if self.nest is None or not self.nest.can_run_with(env):
             return self.fresh(*words, cwd=cwd, stdin=stdin, **env)
-        return self.nest.run(words, cwd, env, stdin, TIMEOUT_S)
+        return self.nest.run(words, cwd, self.environment | env, stdin, TIMEOUT_S)
 
     def fresh(self, *words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         """The ended process, with a start of its own."""
@@ -105,16 +105,26 @@ class Lab:
         assert done.returncode == 0, done.stdout + done.stderr
         return folder
 
-    def killed(self, folder: Path, *words: str, when: Callable[[], bool], warm: bool = False, **env: str) -> None:
+    def killed(
+        self,
+        folder: Path,
+        *words: str,
+        when: Callable[[], bool],
+        by: signal.Signals = signal.SIGKILL,
+        warm: bool = False,
+        **env: str,
+    ) -> None:
         """A run that gets SIGKILL, with all that it started, as soon as `when` holds.
 
         Args:
+            by: another signal that ends a run; its exit code is the one of a shell.
             warm: fork it from the process that has imported the libraries.
         """
         words = (f"hydra.run.dir={folder}", *words)
         if warm and self.nest is not None:
-            done = self.nest.run(words, folder.parent, env, "", TIMEOUT_S, kill_when=when)
-            assert done.returncode == -signal.SIGKILL, done
+            whole = self.environment | env
+            done = self.nest.run(words, folder.parent, whole, "", TIMEOUT_S, kill_when=when, kill_by=by)
+            assert done.returncode == (-by if by is signal.SIGKILL else 128 + by), done
             return
         process = self.start(*words, cwd=folder.parent, **env)
         try:
@@ -122,14 +132,17 @@ class Lab:
             while process.poll() is None and not when() and time.monotonic() < deadline:
                 time.sleep(0.002)
             assert process.poll() is None, process.communicate()
+            if by is not signal.SIGKILL:
+                os.killpg(process.pid, by)
+                assert process.wait(timeout=60) == 128 + by
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
 
-@contextmanager
-def lab_of(environment: dict[str, str]) -> Iterator[Lab]:
-    """The commands in that environment."""
+@pytest.fixture(scope="session")
+def lab(environment: dict[str, str]) -> Iterator[Lab]:
     if has_gpu():  # what is imported would begin CUDA, and a fork could not use it
         yield Lab(environment, None)
         return
@@ -138,12 +151,6 @@ def lab_of(environment: dict[str, str]) -> Iterator[Lab]:
         yield Lab(environment, nest)
     finally:
         nest.close()
-
-
-@pytest.fixture(scope="session")
-def lab(environment: dict[str, str]) -> Iterator[Lab]:
-    with lab_of(environment) as lab:
-        yield lab
 
 
 @pytest.fixture(scope="session")

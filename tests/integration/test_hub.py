@@ -1,11 +1,12 @@
 """The real names load by repository id, as on a user's machine: here from a hub cache that the test makes on disk."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import Lab, lab_of, read_json
+from .conftest import Lab, read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -35,16 +36,16 @@ def tiny_llama(environment) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def offline(environment, tiny_llama, tmp_path_factory) -> Iterator[Lab]:
-    """Commands whose hub cache holds a Llama-2 and the blog's data set, and that are told to stay offline."""
-    home = tmp_path_factory.mktemp("hf")
+def offline(environment, lab, tiny_llama) -> Iterator[Lab]:
+    """Commands whose hub cache holds, for these tests, a Llama-2 and the blog's data set; they are to stay offline."""
+    hub = Path(environment["HF_HOME"]) / "hub"
     for repository in ("meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-chat-hf"):
-        put_into_cache(home / "hub", "model", repository, tiny_llama)
+        put_into_cache(hub, "model", repository, tiny_llama)
     files = {"data/train-00000-of-00001.parquet": parquet(guanaco_rows(40))}
     files["README.md"] = b"---\ndataset_info: {}\n---\n"
-    put_into_cache(home / "hub", "dataset", "mlabonne/guanaco-llama2-1k", files)
-    with lab_of(environment | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}) as lab:
-        yield lab
+    put_into_cache(hub, "dataset", "mlabonne/guanaco-llama2-1k", files)
+    yield Lab(environment | {"HF_HUB_OFFLINE": "1"}, lab.nest)
+    shutil.rmtree(hub)
 
 
 def guanaco_rows(count: int) -> list[dict[str, str]]:

@@ -42,7 +42,7 @@ def test_a_run_on_the_embedded_pairs_says_all_that_it_measured(undisturbed):
 
 def test_killed_run_ends_bitwise_equal(lab, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    lab.killed(folder, *EMBEDDED, "trainer=dpo", when=lambda: max(steps_logged(folder), default=0) >= 5)
+    lab.killed(folder, *EMBEDDED, "trainer=dpo", when=lambda: max(steps_logged(folder), default=0) >= 5, warm=True)
     assert list((folder / "checkpoints").glob("checkpoint-*"))
     done = lab(f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_dpo_goes_on_with_an_adapter_that_is_its_reference(lab, tiny_run, tmp_pa
     assert (result["reward_accuracy_before"], result["reward_margin_before"]) == (0.0, 0.0)
     assert result["num_trainable_params"] == read_json(tiny_run / "result.json")["num_trainable_params"]
     assert result["num_params"] == read_json(tiny_run / "result.json")["num_params"]
-    lab.killed(killed, *words, when=lambda: max(steps_logged(killed), default=0) >= 5)
+    lab.killed(killed, *words, when=lambda: max(steps_logged(killed), default=0) >= 5, warm=True)
     done = lab(f"resume={killed}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     file = Path("adapter") / "adapter_model.safetensors"

@@ -14,13 +14,15 @@ from .conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md")))]
-COMMANDS = [
+SHOWN = [
     shlex.split(line.split("  #")[0])[3:]
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", page, flags=re.S)
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("python -m llama_lab")
 ]
+COMMANDS = [words for at, words in enumerate(SHOWN) if words not in SHOWN[:at]]
+"""Each once, on however many pages it stands."""
 
 
 def test_the_two_commands_stand_at_the_top():

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,10 @@ def test_killed_at_random_moments_ends_bitwise_equal(lab, undisturbed, tmp_path)
     folder, kills = tmp_path / "run", sorted(rng.sample(range(1, NUM_STEPS), 3))
     words = WORDS
     for step in kills:
-        lab.killed(folder, *words, when=lambda step=step: max(steps_logged(folder), default=0) >= step)
+        is_first = step == kills[0]  # this one, and the last start, are the command as a user types it
+        lab.killed(
+            folder, *words, when=lambda step=step: max(steps_logged(folder), default=0) >= step, warm=not is_first
+        )
         assert all(complete(path) for path in (folder / "checkpoints").glob("checkpoint-*"))
         words = [*WORDS, "trainer.resume=auto"]
     done = lab.fresh(f"resume={folder}", cwd=tmp_path)
@@ -52,7 +54,7 @@ def test_killed_at_random_moments_ends_bitwise_equal(lab, undisturbed, tmp_path)
 def test_killed_while_a_checkpoint_is_written_leaves_no_half_one(lab, undisturbed, tmp_path):
     folder = tmp_path / "run"
     partial = folder / "checkpoints" / ".partial"
-    lab.killed(folder, *WORDS, "trainer.save_steps=1", when=lambda: any(partial.glob("checkpoint-*/*")))
+    lab.killed(folder, *WORDS, "trainer.save_steps=1", when=lambda: any(partial.glob("checkpoint-*/*")), warm=True)
     assert all(complete(path) for path in (folder / "checkpoints").glob("checkpoint-*"))
     done = lab(f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -61,7 +63,7 @@ def test_killed_while_a_checkpoint_is_written_leaves_no_half_one(lab, undisturbe
 
 def test_killed_before_the_first_checkpoint_starts_over(lab, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    lab.killed(folder, *WORDS, when=lambda: (folder / "run.json").exists())
+    lab.killed(folder, *WORDS, when=lambda: (folder / "run.json").exists(), warm=True)
     done = lab(*WORDS, f"hydra.run.dir={folder}", "trainer.resume=auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_adapter(undisturbed, folder)
@@ -83,12 +85,7 @@ def test_resumed_run_keeps_its_settings(lab, undisturbed):
 
 def test_run_that_is_told_to_end_is_recorded_and_goes_on(lab, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    process = lab.start(f"hydra.run.dir={folder}", *WORDS, cwd=tmp_path)
-    while process.poll() is None and max(steps_logged(folder), default=0) < 3:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    lab.killed(folder, *WORDS, when=lambda: max(steps_logged(folder), default=0) >= 3, by=signal.SIGTERM, warm=True)
     assert read_json(folder / "result.json")["status"] == "failed"
     done = lab(f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ def kill_twice(folder: Path, killed: list[int], study: subprocess.Popen) -> None
 
 def test_hopeless_study_stops_with_the_first_error(lab, tmp_path):
     words = [*LEAN, "hydra.sweeper.n_trials=20", "trainer.learning_rate=choice(1e37,1e38)"]
-    done = lab.fresh(*STUDY, *words, "hydra.sweeper.max_failure_rate=0", cwd=tmp_path)
+    done = lab(*STUDY, *words, "hydra.sweeper.max_failure_rate=0", cwd=tmp_path)
     assert done.returncode == 2
     assert "1 of the 1 trials of this start failed" in done.stderr
     assert "loss is nan" in done.stderr

@@ -42,15 +42,15 @@ def postgres(tmp_path) -> Iterator[str]:
 
 
 def work_together(lab, cwd: Path, *words: str, **env: str) -> None:
-    words = (*LEAN, RANK, RATE, "hydra.sweeper.n_trials=5", *words)
+    words = (*LEAN, RANK, RATE, "hydra.sweeper.n_trials=4", "trainer.max_steps=2", *words)
     both = [lab.start(*STUDY, *words, cwd=cwd, **env) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
-        assert "5 trials: 5 done" in out
+        assert "4 trials: 4 done" in out
     study = cwd / "outputs" / "study"
-    assert folders(study) == list(range(5))
-    assert all((study / str(n) / "output.log").read_text().count("Adapter: ") == 1 for n in range(5))  # none twice
+    assert folders(study) == list(range(4))
+    assert all((study / str(n) / "output.log").read_text().count("Adapter: ") == 1 for n in range(4))  # none twice
 
 
 def test_two_machines_work_on_one_journal(lab, tmp_path):
@@ -101,7 +101,15 @@ ON_RAY = [f"hydra.launcher.ray.remote.{key}" for key in ("num_gpus=0", "num_cpus
 def test_trials_run_through_any_launcher(lab, tmp_path, launcher, package, words):
     if not (LAUNCHERS / "hydra_plugins" / f"hydra_{package}_launcher").exists():
         pytest.skip(f"hydra-{package}-launcher is not installed")
-    words = [*LEAN, RANK, f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *words]
+    words = [
+        *LEAN,
+        RANK,
+        "trainer.max_steps=2",
+        f"hydra/launcher={launcher}",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=2",
+        *words,
+    ]
     done = lab.fresh(*STUDY, *words, cwd=tmp_path, **with_launchers(lab))
     assert done.returncode == 0, done.stdout + done.stderr
     assert folders(tmp_path / "outputs" / "study") == [0, 1]

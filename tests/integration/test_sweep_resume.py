@@ -82,7 +82,7 @@ def test_killed_between_the_result_and_the_study_is_not_trained_again(lab, tmp_p
     (study / "0").mkdir(parents=True)
     subprocess.run([sys.executable, "-c", CLAIM, study / "study.journal", RANK, RATE], check=True)
     (study / "0" / "result.json").write_text('{"schema": 1, "status": "ok", "eval_loss": 1.25, "num_steps": 20}')
-    done = lab.fresh(*STUDY, *WORDS, "hydra.sweeper.n_trials=1", cwd=tmp_path)
+    done = lab(*STUDY, *WORDS, "hydra.sweeper.n_trials=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [(row["state"], row["eval_loss"]) for row in trials(study)] == [("done", "1.25")]
     assert not (study / "0" / "output.log").exists()
@@ -110,7 +110,7 @@ def test_killed_at_random_moments_loses_nothing_and_repeats_nothing(lab, tmp_pat
         results = {n: study / str(n) / "result.json" for n in steps}
         ok = {n: path for n, path in results.items() if path.exists() and read_json(path)["status"] == "ok"}
         done |= {n: path.stat().st_mtime_ns for n, path in ok.items() if n not in done}
-    last = lab.fresh(*STUDY, *WORDS, cwd=tmp_path)
+    last = lab(*STUDY, *WORDS, cwd=tmp_path)
     assert last.returncode == 0, last.stdout + last.stderr
     rows = trials(study)
     assert [row["state"] for row in rows] == ["done"] * NUM_TRIALS

@@ -1,7 +1,8 @@
 """`python -m llama_lab WORDS` without its eight seconds of imports: processes forked from one that has done them.
 
 What runs is the program's own __main__ in a process, session, folder and environment of its own, down to the exit code
-and what runs at its exit. Only the imported libraries are shared, as the trials of a study share theirs.
+and what runs at its exit. Only the imported libraries are shared, as the trials of a study share theirs. The process
+that a study forks its trials from is a fork as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -24,6 +26,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from importlib import import_module
+from multiprocessing import util
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,8 +38,13 @@ OFFLINE = {
 }
 """What llama_lab.process sets before the imports of a run that needs no hub."""
 MAX_ORDER_BYTES = 200_000
-IMPORTED = ("llama_lab.runner", "llama_lab.talk", "llama_lab.plan_view", "llama_lab.compare.show")
-READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "PYTHON", "OMP_", "CUDA_")
+IMPORTED = (
+    *("llama_lab.runner", "llama_lab.talk", "llama_lab.plan_view", "llama_lab.compare.show", "llama_lab.sweep.drive"),
+    # what a run imports once it trains
+    *("llama_lab.trainer", "llama_lab.preference_trainer", "llama_lab.reward_trainer", "llama_lab.policy_trainer"),
+    "sentencepiece",
+)
+READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "TRACKIO_", "PYTHON", "OMP_", "CUDA_")
 """How variables start that Python or a library reads as it is imported: a command with one needs a start of its own."""
 
 
@@ -66,15 +74,17 @@ class Nest:
         stdin: str,
         timeout_s: float,
         kill_when: Callable[[], bool] | None = None,
+        kill_by: signal.Signals = signal.SIGKILL,
     ) -> subprocess.CompletedProcess[str]:
         """The ended process of a command.
 
         Args:
-            kill_when: as soon as this holds it gets SIGKILL.
+            env: all of its environment.
+            kill_when: as soon as this holds it gets `kill_by`, with all that it started.
         Raises:
             TimeoutExpired: it was killed.
         """
-        order = {"words": [str(word) for word in words], "cwd": str(cwd), "env": self.environment | env}
+        order = {"words": [str(word) for word in words], "cwd": str(cwd), "env": env}
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
             files[0].write(stdin.encode())
@@ -86,7 +96,7 @@ class Nest:
                 while not kill_when() and not select.select([self.socket], [], [], 0.002)[0]:
                     assert time.monotonic() < deadline
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                    os.killpg(pid, kill_by)
             self.socket.settimeout(timeout_s)
             try:
                 status = int(self.socket.recv(100))
@@ -144,6 +154,8 @@ def do(order: dict, descriptors: list[int]) -> NoReturn:
     os.chdir(order["cwd"])
     sys.path[0] = os.getcwd()
     sys.argv = ["llama_lab", *order["words"]]
+    if "-m" in order["words"]:
+        keep_a_fork_server()
     try:
         runpy.run_module("llama_lab", run_name="__main__", alter_sys=True)
         code = 0
@@ -157,6 +169,44 @@ def do(order: dict, descriptors: list[int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def keep_a_fork_server() -> None:
+    """Let the process that a sweep forks its trials from be a fork of this one, which has done its imports.
+
+    It is forked now, while there is nothing here but the libraries, and waits until multiprocessing would start Python
+    for it. From there on it is multiprocessing's own.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        be_a_fork_server(theirs)
+    theirs.close()
+    start_python, ready = util.spawnv_passfds, [pid]
+
+    def spawnv_passfds(path: str, args: list[str], descriptors: list[int]) -> int:
+        if not ready or "multiprocessing.forkserver" not in args[-1]:
+            return start_python(path, args, descriptors)
+        order = {"code": args[-1], "env": dict(os.environ)}
+        socket.send_fds(ours, [json.dumps(order).encode()], descriptors)
+        ours.close()
+        return ready.pop()
+
+    util.spawnv_passfds = spawnv_passfds
+
+
+def be_a_fork_server(channel: socket.socket) -> NoReturn:
+    """Wait for what Python would have been started with, and do it; end where the sweep ends without asking."""
+    data, descriptors, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 2)
+    channel.close()
+    if data:
+        order = json.loads(data)
+        os.environ.clear()
+        os.environ.update(order["env"])
+        with contextlib.suppress(SystemExit):
+            exec(re.sub(r"main\(\d+, \d+", "main({}, {}".format(*descriptors), order["code"], count=1), {})
+    os._exit(0)
 
 
 def main() -> None:

@@ -111,12 +111,20 @@ def begin_process(env: Mapping[str, str], output: Path, log: Path) -> None:
     """Make this process one of a study's: what it prints and logs goes into files, and it ends with the study."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the study, which ends its trials
     os.environ.update(env)
+    _forget_what_read(env)
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.close(printed)
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _forget_what_read(env: Mapping[str, str]) -> None:
+    """Trackio reads its variables as it is imported, and the process that this one is forked from has imported it."""
+    if any(name.startswith("TRACKIO_") for name in env):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+            del sys.modules[name]
 
 
 def _end_with_parent() -> None:

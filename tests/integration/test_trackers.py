@@ -115,3 +115,20 @@ def test_missing_package_is_one_message_before_anything_starts(lab, tmp_path, na
         f"python -m pip install {package}"
     )
     assert not (tmp_path / "outputs").exists()
+
+
+AGAIN = """
+import os
+import trackio.utils
+from llama_lab.sweep.child import _forget_what_read
+os.environ["TRACKIO_DIR"] = "of_the_trial"
+_forget_what_read({"TRACKIO_DIR": "of_the_trial"})
+import trackio.utils
+print(trackio.utils.TRACKIO_DIR)
+"""
+
+
+def test_a_trial_is_told_where_trackio_writes_although_its_parent_had_read_it():
+    pytest.importorskip("trackio")
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True)
+    assert done.stdout.split() == ["of_the_trial"], done.stderr

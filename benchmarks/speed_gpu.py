@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import RESULTS as CPU_RESULTS
 from benchmarks.speed_cases import ALL_LINEAR, PEERS, cases, packed, sweep
+from llama_lab.lock import code_state
 
 if TYPE_CHECKING:
     from llama_lab.config import RunConfig
@@ -246,12 +247,14 @@ def _text(file: Path) -> str:
 
 
 def head() -> dict[str, Any]:
-    """Card and versions."""
+    """Card, versions, and where this is a checkout the commit that was measured, with a + where it was changed."""
     import torch
 
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"card": card, "versions": {name: found for name in names if (found := version_of(name))}}
+    code = code_state()
+    commit = {"commit": str(code["commit"])[:7] + ("+" if code["diff"] else "")} if code else {}
+    return {"card": card, "versions": {name: found for name in names if (found := version_of(name))}, **commit}
 
 
 def version_of(name: str) -> str | None:

@@ -147,10 +147,9 @@ def merge_memory_table() -> str:
         shape = f"{row['case']}, {row['num_layers']} layers"
         numbers = f"{row['weights_bf16_gib']:.2f} | {row['layer_fp32_gib']:.2f} | {row['peak_memory_gib']:.2f}"
         lines.append(f"| {shape} | {numbers} |")
+    card = rows[0]["card"].removeprefix("none; ")
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
-    source = (
-        f"Random weights of that shape with NF4 and rank 16, the process's highest resident memory, {rows[0]['card']}"
-    )
+    source = f"Random weights of that shape with NF4 and rank 16, the process's highest resident memory, {card}"
     return "\n".join(
         [*lines, "", f"{source}; {versions}: benchmarks/results/merge.json, by `python -m benchmarks.merge`."]
     )

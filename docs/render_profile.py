@@ -84,8 +84,9 @@ def _case(row: dict[str, Any]) -> tuple[int, Memory]:
 def _source(rows: list[dict[str, Any]], file: Path) -> str:
     cards = " and ".join(sorted({row["card"] for row in rows}))
     commits = ", ".join(sorted({row["commit"] for row in rows}))
-    rows_of = f"One step of the fast engine alone on {cards}, torch {rows[0]['torch']}, commit {commits}"
+    versions = sorted({row.get("torch") or row["versions"]["torch"] for row in rows})
+    rows_of = f"One step of the fast engine alone on {cards}, torch {', '.join(versions)}, commit {commits}"
     return (
         f"{rows_of}. Full speed: {CARDS[rows[0]['card']].tflops:g} TFLOP/s. Kernels are told apart by their names, "
-        f"products by their times: benchmarks/results/{file.name}."
+        f"products by their times: benchmarks/results/{file.name}, by `python -m benchmarks.step_profile BASE`."
     )

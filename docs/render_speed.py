@@ -132,14 +132,15 @@ def _first_steps(rows: list[dict[str, Any]]) -> list[str]:
         apart = found["cold"] - found["warm"]
         said += f", compiling included; the {apart:.1f} s between them are compiling, and files read for the first time"
     aim = f"at most {FIRST_STEP_S} s with a warm one are aimed at"
-    notes = sorted({f" {row['note']}." for row in cases.values() if "note" in row})
+    notes = sorted({f" {row['note']}; at commit {row['commit']}." for row in cases.values() if "note" in row})
     return [f"{said} ({aim}{'' if 'warm' in found else ', which was not measured'}).{''.join(notes)}"]
 
 
 def _source(rows: list[dict[str, Any]], ours: list[dict[str, Any]], file: Path) -> str:
     """Card, versions, commits and file."""
     versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
-    unsloth = next((f"; Unsloth {row['versions']['unsloth']}" for row in rows if row["system"] == "unsloth"), "")
+    versions_of = next((row["versions"] for row in rows if row["system"] == "unsloth"), None)
+    unsloth = f"; Unsloth {versions_of['unsloth']}, with trl {versions_of['trl']}" if versions_of else ""
     source = f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}; {versions}{unsloth}"
     where = f"benchmarks/results/{file.name}, by `benchmarks/speed_gpu.py`; the floor: `benchmarks/floor.py`"
     return f"{source}. Ours at {_commits(ours)}: {where}."

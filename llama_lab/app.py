@@ -220,8 +220,8 @@ def report_error(error: BaseException) -> int:
     if type(error).__name__ == "OutOfMemoryError":
         print(
             "llama_lab: the GPU's memory is full. Halve trainer.per_device_train_batch_size and double "
-            "trainer.gradient_accumulation_steps, or type trainer.gradient_checkpointing=true, "
-            "or a smaller dataset.max_length.",
+            "trainer.gradient_accumulation_steps, or type trainer.memory=lean (with trainer.engine=standard "
+            "trainer.gradient_checkpointing=true), or a smaller dataset.max_length.",
             file=sys.stderr,
         )
         return LlamaLabError.exit_code

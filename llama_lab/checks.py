@@ -20,7 +20,7 @@ from llama_lab.reward_model import check_reward_model
 from llama_lab.rewards import check_rewards
 
 UNQUANTISED_STARTS = (LoraInit.pissa, LoraInit.orthogonal, LoraInit.loftq)
-"""Starts of A and B that decompose or rewrite the weight itself, which a quantised weight does not allow."""
+"""Starts of A and B that decompose the weight itself, or take its type, which a quantised weight does not allow."""
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[\w][\w.-]*(/[\w][\w.-]*)?")
 """OWNER/NAME, at most 96 characters: huggingface_hub/utils/_validators.py."""
@@ -42,8 +42,10 @@ def check_combination(config: RunConfig) -> None:
             "PEFT loses the scales of int8 weights on a CPU when it does. Type quant=nf4, or lora=all_linear."
         )
     if lora.init in UNQUANTISED_STARTS and quant.type is not QuantType.none:
+        is_typed = lora.init is LoraInit.orthogonal
+        does = "gives A and B the type of the weight" if is_typed else "decomposes the weight itself"
         raise ConfigError(
-            f"lora.init={lora.init} decomposes the weight itself and cannot read quant.type={quant.type}. "
+            f"lora.init={lora.init} {does} and cannot read quant.type={quant.type}. "
             "Type quant=none, or lora.init=default."
         )
     if lora.init is LoraInit.orthogonal and lora.r % 2:

@@ -30,7 +30,7 @@ class ComputeDtype(StrEnum):
 
 
 class LoraInit(StrEnum):
-    """How A and B start. All but `pissa`, `olora`, `orthogonal` and `loftq` leave the model as it was."""
+    """How A and B start. All but `pissa`, `olora` and `loftq` leave the base as it was."""
 
     default = "default"
     gaussian = "gaussian"

@@ -197,7 +197,7 @@ class DatasetSettings:
     """The rows: where they are, what their columns mean, and which of their tokens are learned."""
 
     name: str | None = None
-    """A hub id, or `sample` or `sample_preference`, the data sets that come with llama_lab."""
+    """A hub id, or `sample`, `sample_preference` or `sample_rewards`, the data sets that come with llama_lab."""
     path: str | None = None
     """A local JSONL, JSON, CSV, TSV or Parquet file, or a folder of files of one kind. Not together with `name`."""
     package: str | None = None
@@ -527,7 +527,7 @@ class RunConfig:
     seed: int = 0
     """Of the adapter's start, the order of the rows, dropout, and the held-out split."""
     objective: str = "eval_loss"
-    """The key of result.json that a sweep minimises; it is what the process returns to Hydra."""
+    """The key of result.json that a sweep optimises; it is what the process returns to Hydra."""
     resume: str | None = None
     """The folder of an interrupted run: resume=outputs/2026-01-31/12-00-00."""
     verbose: bool = False

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from llama_lab import __version__
 from llama_lab.config import RunConfig
-from llama_lab.errors import RunError
+from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.results import SCHEMA
 
 PACKAGES = (
@@ -37,6 +37,8 @@ PACKAGES = (
 
 UNLOCKED = {"resume", "verbose", "tracking", "trainer.resume", "trainer.save_steps", "trainer.save_total_limit"}
 """Settings that a resumed run may change: none of them changes what is learned."""
+HOW = {"trainer.engine", "trainer.memory"}
+"""Settings of how it is computed, which it may change as well: by the device that it goes on on."""
 
 
 def make_lock(config: RunConfig, overrides: list[str], run_id: str) -> dict[str, Any]:
@@ -69,7 +71,11 @@ def config_of(lock: dict[str, Any]) -> RunConfig:
         return cast(RunConfig, OmegaConf.to_object(merged))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"The settings in run.json are not those of llama_lab {__version__}: {reason}.") from error
+        wrote = dict(lock.get("versions") or {}).get("llama_lab", "another version")
+        raise RunError(
+            f"The settings in run.json are not those of llama_lab {__version__}: {reason}. Start a new run, or go on "
+            f"with the version that began it ({wrote})."
+        ) from error
 
 
 def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
@@ -78,11 +84,11 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
     Raises:
         RunError: names each setting that differs.
     """
-    before, now = flat(lock["config"]), flat(as_plain(config))
+    before, now = _began_with(lock), flat(as_plain(config))
     differing = [
         f"{key}: {before.get(key)} then, {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _unlocked(key)
+        if before.get(key) != now.get(key) and not _unlocked(key) and key not in HOW
     ]
     if differing:
         raise RunError(
@@ -90,6 +96,21 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
             + "; ".join(differing)
             + ". Leave them out, or start a new run."
         )
+
+
+def _began_with(lock: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run; one that did not exist when it began has the value that the run's words give it now."""
+    before = flat(lock["config"])
+    missing = flat(as_plain(config_of(lock))).keys() - before.keys()
+    if not missing:
+        return before
+    from llama_lab.compose import compose_words
+
+    try:
+        found = flat(as_plain(compose_words(list(lock.get("overrides") or []))))
+    except LlamaLabError:
+        return before
+    return before | {key: found[key] for key in missing}
 
 
 def code_state() -> dict[str, Any] | None:

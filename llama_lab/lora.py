@@ -58,7 +58,8 @@ def add_adapter(
         return get_peft_model(base, lora_config(lora, scores=scores), adapter_name=name)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
-            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
+            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split()).rstrip('.')}. "
+            "Type lora=all_linear, which suits every Llama."
         ) from error
 
 
@@ -79,7 +80,8 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
         model.add_adapter(name, lora_config(lora))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
-            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split())}"
+            f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split()).rstrip('.')}. "
+            "Type lora=all_linear, which suits every Llama."
         ) from error
 
 

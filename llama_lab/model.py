@@ -42,7 +42,10 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"The tokenizer of {model.name} has no end-of-sequence token, so a model could never stop.")
+        raise ModelError(
+            f"The tokenizer of {model.name} has no end-of-sequence token, so a model could never stop. Type another "
+            "model.name."
+        )
     if model.chat_template is not None:
         set_template(tokenizer, model.chat_template)
     elif not tokenizer.chat_template:
@@ -143,5 +146,7 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelSettings) -> str:
             "Type model.pad_token=TOKEN with a reserved token of its vocabulary."
         )
     if pad not in tokenizer.get_vocab():
-        raise ConfigError(f"model.pad_token={pad} is not in the vocabulary of {model.name}.")
+        raise ConfigError(
+            f"model.pad_token={pad} is not in the vocabulary of {model.name}. Leave it out, or type a token that is."
+        )
     return pad

@@ -8,7 +8,7 @@ from llama_lab.errors import ConfigError
 from llama_lab.own_settings import FROM_PAIRS, SAMPLING
 from llama_lab.rewards import NEED_ANSWER
 
-REWRITING = (LoraInit.pissa, LoraInit.olora, LoraInit.orthogonal, LoraInit.loftq)
+REWRITING = (LoraInit.pissa, LoraInit.olora, LoraInit.loftq)
 """Starts of the adapter that change the weights below it, which the reference model would share."""
 MEASURED_BY = {"reward_accuracy": FROM_PAIRS, "reward_margin": FROM_PAIRS, "reward": SAMPLING}
 """The trainers that measure a number of result.json."""

@@ -37,7 +37,10 @@ def has_key() -> bool:
         return bool(_wandb().login(prompt=False, verify=False))
     except Exception as error:
         # a malformed key: W&B names it in its own words
-        raise ConfigError(f"W&B does not accept the key that is set: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"W&B does not accept the key that is set: {' '.join(str(error).split()).rstrip('.')}. "
+            "Set it with `wandb login`, or type tracking.mode=offline."
+        ) from error
 
 
 def start_wandb(

@@ -58,7 +58,9 @@ def resolve(word: str, runs: Sequence[Run], option: str) -> str:
     if len(same_leaf) == 1:
         return same_leaf[0]
     if same_leaf:
-        raise ConfigError(f"{option}: {word} is the name of several settings: {', '.join(sorted(same_leaf))}.")
+        raise ConfigError(
+            f"{option}: {word} is the name of several settings. Type one of: {', '.join(sorted(same_leaf))}."
+        )
     leaves = {key.rpartition(".")[2]: key for key in settings}
     hint = did_you_mean(word, known) or did_you_mean(word, leaves)
     raise ConfigError(

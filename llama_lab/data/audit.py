@@ -79,7 +79,10 @@ def stop_on_failure(findings: list[Finding]) -> None:
     failures = [finding for finding in findings if finding.level is Level.failure]
     if failures:
         more = f" ({len(failures) - 1} more checks failed.)" if failures[1:] else ""
-        raise DataError(f"The data cannot be trained on: {failures[0].message}.{more} Look at it with the verb `data`.")
+        raise DataError(
+            f"The data cannot be trained on: {failures[0].message}.{more} See the rows: type python -m llama_lab data "
+            "and the same words."
+        )
 
 
 def numbers_of(tokens: Dataset, tokenizer: PreTrainedTokenizerBase) -> SplitNumbers:

@@ -83,7 +83,10 @@ def _draw(dataset: DatasetSettings, seed: int, trainer: TrainerName) -> tuple[li
         valid_store = store_examples(held_out.first(dataset.max_eval_rows), dataset, trainer, store.format)
         train, valid = np.arange(len(store.rows)), np.arange(len(valid_store.rows))
     if not len(train) or not len(valid):
-        raise DataError(f"The data set leaves {len(train)} rows to train on and {len(valid)} held out.")
+        raise DataError(
+            f"The data set leaves {len(train)} rows to train on and {len(valid)} held out. Give it more rows, or type "
+            "another dataset.eval_fraction."
+        )
     return [
         Drawn(kind="training", store=store, indices=train[: dataset.max_train_rows]),
         Drawn(kind="held-out", store=valid_store, indices=valid[: dataset.max_eval_rows]),

@@ -110,7 +110,7 @@ def _check_end(driver: Driver, rows: Sequence[Row]) -> None:
     if not any(row.state == "done" for row in rows):
         first = next((row for row in rows if row.error), None)
         reason = f" The first: trial {first.number}: {first.error}" if first else ""
-        raise RunError(f"None of the {len(rows)} trials ended well.{reason}")
+        raise RunError(f"None of the {len(rows)} trials ended well.{reason} What each printed is in its output.log.")
 
 
 @contextmanager

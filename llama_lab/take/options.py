@@ -33,7 +33,7 @@ class MergeOptions:
 
     dtype: OutDtype
     onto: Onto | None
-    """None tries all and takes the most faithful."""
+    """None tries both and takes the most faithful."""
     max_kl: float
     """Nats a token; above it the merge is refused."""
     num_rows: int

@@ -94,7 +94,12 @@ def vllm_command(source: Source) -> list[str]:
             f"python -m llama_lab merge {source.path} --to my_model, then vllm serve my_model"
         )
     rank = max([source.peft.get("r", 8), *(source.peft.get("rank_pattern") or {}).values()])
-    allowed = next((r for r in VLLM_RANKS if r >= rank), rank)
+    allowed = next((r for r in VLLM_RANKS if r >= rank), None)
+    if allowed is None:
+        raise RunError(
+            f"vLLM serves adapters up to rank {max(VLLM_RANKS)}, and this one has {rank}. Merge it first: "
+            f"python -m llama_lab merge {source.path} --to my_model, then vllm serve my_model"
+        )
     words = ["vllm", "serve", _base_of(source), "--enable-lora", "--max-lora-rank", str(allowed)]
     words += ["--lora-modules", f"{source.path.absolute().name}={source.adapter.absolute()}"]
     if (source.adapter / "chat_template.jinja").is_file():

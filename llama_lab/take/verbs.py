@@ -111,17 +111,17 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
 def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """The verb `serve`."""
     parser.description = (
-        "Serve a run, a merged folder or a GGUF on this machine's loopback address with OpenAI's protocol, by a server "
-        "of transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
+        "Serve a merged folder, a GGUF or, with --with vllm, a run on this machine's loopback address with OpenAI's "
+        "protocol, by a server of transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
     )
-    parser.epilog = f"{EXAMPLE} serve {RUN}\n  python -m llama_lab serve my.gguf --port 8080"
+    parser.epilog = f"{EXAMPLE} serve my_model\n  python -m llama_lab serve my.gguf --port 8080"
     source_arguments(parser)
     parser.add_argument(
         "--with",
         dest="server",
         type=Server,
         choices=list(Server),
-        help="default: llama-cpp for a GGUF",
+        help="default: llama-cpp for a GGUF, else transformers, which takes no adapters",
     )
     parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
     parser.add_argument("--dry-run", action="store_true", help="only print the command")

@@ -255,7 +255,7 @@ def test_columns_take_short_names_and_refuse_unknown_ones(tmp_path):
         compared(tmp_path, columns=["eval_los"])
     with pytest.raises(ConfigError, match=r"--sort: lora\.rr is .* Did you mean lora\.r\?"):
         compared(tmp_path, sort="lora.rr")
-    with pytest.raises(ConfigError, match=r"several settings: .*dataset\.max_length"):
+    with pytest.raises(ConfigError, match=r"several settings\. Type one of: .*dataset\.max_length"):
         compared(tmp_path, columns=["max_length"])
 
 

@@ -253,10 +253,19 @@ def test_resumed_run_names_every_setting_that_changed():
     assert "tracking" not in str(caught.value)
 
 
-def test_setting_that_one_side_lacks_is_a_change():
-    lock = lock_of(composed("model=tiny"))
+def test_a_setting_that_did_not_exist_then_is_a_change_only_where_it_is_typed():
+    lock = lock_of(composed("model=tiny")) | {"overrides": ["model=tiny"]}
     del lock["config"]["lora"]["use_dora"]
-    with pytest.raises(RunError, match=r"lora.use_dora: None then, False now"):
+    del lock["config"]["model"]["preference_learning_rate"]  # of conf/model/tiny.yaml
+    check_unchanged(lock, composed("model=tiny"))
+    with pytest.raises(RunError, match=r"differ: lora.use_dora: False then, True now"):
+        check_unchanged(lock, composed("model=tiny", "lora=dora"))
+
+
+def test_a_setting_that_does_not_exist_any_more_asks_for_the_version_that_knew_it():
+    lock = lock_of(composed("model=tiny")) | {"versions": {"llama_lab": "0.0.9"}}
+    lock["config"]["lora"]["gone"] = 1
+    with pytest.raises(RunError, match=r"Start a new run, or go on with the version that began it \(0\.0\.9\)"):
         check_unchanged(lock, composed("model=tiny"))
 
 
@@ -265,6 +274,7 @@ def test_setting_that_one_side_lacks_is_a_change():
     [
         *("tracking=none", "tracking.mode=offline", "tracking.tags=[a]", "verbose=true"),
         *("trainer.save_steps=1", "trainer.save_total_limit=null", "trainer.resume=auto"),
+        *("trainer.engine=standard", "trainer.memory=lean"),
     ],
 )
 def test_resumed_run_may_change_what_is_not_learned(word):

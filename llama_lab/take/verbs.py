@@ -114,7 +114,10 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
         "Serve a merged folder, a GGUF or, with --with vllm, a run on this machine's loopback address with OpenAI's "
         "protocol, by a server of transformers, vLLM or llama-cpp-python. Ctrl-C ends it."
     )
-    parser.epilog = f"{EXAMPLE} serve my_model\n  python -m llama_lab serve my.gguf --port 8080"
+    parser.epilog = (
+        f"{EXAMPLE} serve my_model\n  python -m llama_lab serve {RUN} --with vllm\n"
+        "  python -m llama_lab serve my.gguf --port 8080"
+    )
     source_arguments(parser)
     parser.add_argument(
         "--with",

@@ -71,7 +71,7 @@ def test_speed_says_the_floor_and_what_is_missed(tmp_path):
     assert "times the floor, 2.00 instead of 2.6 times Unsloth)." in table
     assert 'commit abc; "2048" at not recorded' in table
     assert "command to its first step" not in table
-    assert "Unsloth 1." in table.splitlines()[-1]
+    assert "Unsloth 1, with trl 1.16." in table.splitlines()[-1]
     assert "Unsloth " not in speed_table(file_of(tmp_path, rows[:2])).splitlines()[-1]
     assert "All aims of this table are reached." in speed_table(file_of(tmp_path, rows[:1]))
 

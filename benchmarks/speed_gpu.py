@@ -1,12 +1,13 @@
 """How fast a GPU trains a Llama-2-7B with QLoRA: whole runs of ours beside TRL and Unsloth on the same card.
 
     python -m benchmarks.speed BASE                          # our runs; one JSON line a case
-    python -m benchmarks.speed BASE --peers FOLDER           # TRL's and Unsloth's, by FOLDER/bench.py
+    python -m benchmarks.speed BASE --peers                  # TRL's and Unsloth's, by peer.py
     python -m benchmarks.speed BASE --sweep                  # over tokens a step, rank and quant type
     python -m benchmarks.speed BASE --sweep --only rank      # of that, the cases with this in their name
     python -m benchmarks.speed BASE --first-step             # seconds from the command to the first step, twice
 
-BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
+BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone:
+`python -m benchmarks.make_base BASE`.
 Rows are random words whose lengths are spread as those of chats (log-normal, about 290 tokens a row), packed; real
 tokens count.
 A run of ours is `runner.run`: tokenising, logging, schedule, clipping and checkpoints are all in it. Its speed is taken
@@ -66,7 +67,7 @@ def main() -> int:
     """Measure, print a JSON line a case, and add the rows to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="folder of a checkpoint")
-    parser.add_argument("--peers", type=Path, help="folder with bench.py: measure the peers, not us")
+    parser.add_argument("--peers", action="store_true", help="measure the peers, not us")
     parser.add_argument("--only", default="", help="the system, the case or both, such as 'trl 8192'")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--first-step", action="store_true")
@@ -177,7 +178,7 @@ def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for case, system, settings in PEERS:
         if args.only not in (system, case, f"{system} {case}", ""):
             continue
-        if (numbers := peer_numbers(args.peers, args.base, system, settings)) is None:
+        if (numbers := peer_numbers(args.base, system, settings)) is None:
             continue
         yield {
             "case": case,
@@ -185,14 +186,14 @@ def peer_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **head(),
             **numbers,
             "settings": settings,
-            "command": f"{COMMAND} --peers FOLDER",
+            "command": f"{COMMAND} --peers",
         }
 
 
-def peer_numbers(folder: Path, base: str, system: str, settings: list[str]) -> dict[str, float] | None:
-    """Run FOLDER/bench.py; None, and its last words on stderr, where it fails."""
-    command = [sys.executable, "bench.py", system, base, *settings, "steps=16", "warm=6"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def peer_numbers(base: str, system: str, settings: list[str]) -> dict[str, float] | None:
+    """Run peer.py; None, and its last words on stderr, where it fails."""
+    command = [sys.executable, "-m", "benchmarks.peer", system, os.path.abspath(base), *settings, "steps=16", "warm=6"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not found:
         print(f"{system} {' '.join(settings)} failed: {done.stderr[-600:]}", file=sys.stderr)

@@ -3,7 +3,7 @@
     python -m benchmarks.stacked BASE                               # 8 x 256, 8 x 512 and 8 x 1,024 tokens; on a GPU
     python -m benchmarks.stacked BASE --tokens 256 --memory lean    # one size; the least memory
     python -m benchmarks.stacked BASE --beside 8                    # so many processes side by side on the card
-    python -m benchmarks.stacked BASE --peers FOLDER                # the same by TRL alone, by FOLDER/bench.py
+    python -m benchmarks.stacked BASE --peers                       # the same by TRL alone, by peer.py
 
 BASE is a checkpoint of the shape of Llama-2-7B; random weights will do, as speed and memory depend on shapes alone.
 Ranks are 8, 16, 32 and 64 in turn, LoRA is on all linear layers with dropout 0.05, the base NF4. Every row trains on
@@ -36,7 +36,7 @@ AFTER = 2
 """Steps more, so that what a row does once, as it ends, is not in the time of a step."""
 TRL_SETTINGS = ["gc=0", "targets=all", "r=16", "dropout=0.05"]
 TRL_ROW = 256
-"""Real tokens of one of its rows, about (its bench.py draws them as a chat's)."""
+"""Real tokens of one of its rows, about (peer.py draws them as a chat's)."""
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--memory", default="balanced", help="trainer.memory of all of them")
     parser.add_argument("--beside", type=int, help="processes side by side instead, each with one row")
-    parser.add_argument("--peers", type=Path, help="folder with bench.py: TRL one by one, and nothing of ours")
+    parser.add_argument("--peers", action="store_true", help="TRL one by one, and nothing of ours")
     parser.add_argument("--alone", type=int, help="one row of this rank alone, and nothing else")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
     args = parser.parse_args()
@@ -82,7 +82,7 @@ def peers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """As many runs of TRL one after the other, of which one is measured; they have no trainer.memory."""
     for tokens in args.tokens:
         settings = [*TRL_SETTINGS, f"bs={max(1, tokens // TRL_ROW)}"]
-        numbers = peer_numbers(args.peers, args.base, "trl", settings)
+        numbers = peer_numbers(args.base, "trl", settings)
         if numbers is None:
             continue
         yield {
@@ -91,7 +91,7 @@ def peers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **head(),
             **summed([numbers] * args.rows),
             "settings": settings,
-            "command": "python -m benchmarks.stacked BASE --peers FOLDER",
+            "command": "python -m benchmarks.stacked BASE --peers",
         }
 
 

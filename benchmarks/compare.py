@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import ROOT, environment, facts
 from llama_lab.compose import compose_words
-from llama_lab.lock import cpu_name, make_lock
+from llama_lab.lock import make_lock
 from llama_lab.rundir import RunDir
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
 TARGET_S = 3.0
 TARGET_PAGE_BYTES = 5_000_000
@@ -81,7 +78,7 @@ def measure(case: str, times: int) -> dict[str, Any]:
         write_runs(Path(name) / "runs", count)
         for _ in range(times):
             start = time.perf_counter()
-            done = subprocess.run(command, cwd=name, env=_environment(), capture_output=True)
+            done = subprocess.run(command, cwd=name, env=environment(), capture_output=True)
             walls.append(time.perf_counter() - start)
             if done.returncode:
                 raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr.decode()}")
@@ -89,7 +86,7 @@ def measure(case: str, times: int) -> dict[str, Any]:
         size = page.stat().st_size if page.exists() else None
     found = {"case": case, "runs_read": count, "command": " ".join(command[1:]), "times": times}
     found |= {"median_s": round(statistics.median(walls), 2), "max_s": round(max(walls), 2), "page_bytes": size}
-    return found | _facts()
+    return found | facts("rich", "plotly", "optuna")
 
 
 def main() -> None:
@@ -105,20 +102,6 @@ def main() -> None:
     if args.write:
         content = {"schema": 1, "target_s": TARGET_S, "target_page_bytes": TARGET_PAGE_BYTES, "rows": rows}
         RESULTS.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _facts() -> dict[str, Any]:
-    return {
-        "versions": {name: version(name) for name in ("rich", "plotly", "optuna")},
-        "python": platform.python_version(),
-        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
-        "load_average": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,13 +18,11 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llama_lab.lock import cpu_name
+from benchmarks.machine import ROOT, environment, facts
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 TARGET_RATIO = 1.3
 
@@ -83,7 +79,7 @@ def measure(system: System, case: str, folder: Path) -> None:
     words, code = CASES[case]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        [*system.command, *words], cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True
+        [*system.command, *words], cwd=folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True
     )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != (system.error_code if code is None else code):
@@ -110,7 +106,7 @@ def rows(systems: list[System]) -> list[dict[str, Any]]:
                     "ratio_to_bare": _ratio(wall, systems[-1].wall_ms[case]),
                     "cpu_ratio_to_bare": _ratio(cpu, systems[-1].cpu_ms[case]),
                 }
-                | _facts()
+                | facts("hydra-core", "omegaconf")
             )
     return found
 
@@ -144,20 +140,6 @@ def main() -> None:
 
 def _ratio(ours: list[float], bare: list[float]) -> float:
     return round(statistics.median(ours) / statistics.median(bare), 2)
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _facts() -> dict[str, Any]:
-    return {
-        "versions": {name: version(name) for name in ("hydra-core", "omegaconf")},
-        "python": platform.python_version(),
-        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
-        "load_average": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

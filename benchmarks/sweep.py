@@ -14,21 +14,17 @@ import argparse
 import csv
 import functools
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llama_lab.lock import cpu_name
+from benchmarks.machine import ROOT, environment, facts
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TARGET_MS = 150
 """Issue 4: what our study may add to a job of Hydra's."""
@@ -119,7 +115,7 @@ def overhead(runs: int) -> list[dict[str, Any]]:
             "added_to_hydra_ms": added if system == "study" else None,
             "target_ms": TARGET_MS if system == "study" else None,
         }
-        | _facts()
+        | facts("hydra-core", "optuna")
         for system in SYSTEMS
     ]
 
@@ -137,7 +133,7 @@ def halving(words: list[str], seed: int, folder: Path) -> list[dict[str, Any]]:
         place = folder / str(seed) / pruner
         own = [f"hydra/sweeper/pruner={pruner}", f"hydra.sweep.dir={place}", f"hydra.sweeper.seed={seed}"]
         command = [sys.executable, "-m", "llama_lab", "-m", "search=lora_quant", "tracking=none", *own, *words]
-        subprocess.run(command, cwd=folder, env=_environment(), check=True, stdout=sys.stderr)
+        subprocess.run(command, cwd=folder, env=environment(), check=True, stdout=sys.stderr)
         found.append((pruner, _trials(place)))
     target = min(trial.loss for trial in found[0][1] if trial.loss is not None)
     return [_study_row(*study, target=target, words=words, seed=seed) for study in found]
@@ -175,7 +171,7 @@ def _study_row(pruner: str, trials: list[Trial], *, target: float, words: list[s
             "optimizer_steps": steps,
             "steps_to_best_of_none": reached,
         }
-        | _facts()
+        | facts("hydra-core", "optuna")
         | {"record": [{"point": trial.point, "curve": trial.curve} for trial in trials]}
     )
 
@@ -203,7 +199,7 @@ def _curve(path: Path) -> list[tuple[int, float]]:
 def _seconds(system: str, num: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.sweep", "system", system, str(num)]
-        done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{system} ended with {done.returncode}: {done.stderr}")
     return float(done.stdout.rpartition("SECONDS ")[2])
@@ -239,20 +235,6 @@ def write_rows(case: str, rows: list[dict[str, Any]]) -> None:
     """Keep the rows in benchmarks/results/, one a line."""
     lines = ",\n".join(json.dumps(row) for row in rows)
     (RESULTS / f"sweep_{case}.json").write_text(f'{{"schema": 1, "rows": [\n{lines}\n]}}\n')
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _facts() -> dict[str, Any]:
-    return {
-        "versions": {name: version(name) for name in ("hydra-core", "optuna")},
-        "python": platform.python_version(),
-        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
-        "load_average": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from llama_lab.config import EvaluateSettings, GenerationSettings
 from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.batches import Collator
 from llama_lab.data.splits import Split
-from llama_lab.generate import Messages, answer
+from llama_lab.data.templates import Messages
+from llama_lab.generate import answer
 from llama_lab.loss import summed_loss
 from llama_lab.results import Score
 from llama_lab.rewards import find_reward

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_lab.config import GenerationSettings
-from llama_lab.data.templates import encode_prompt
+from llama_lab.data.templates import Messages, encode_prompt
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[dict[str, str]]
 
 
 def answer(

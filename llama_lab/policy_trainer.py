@@ -17,11 +17,11 @@ from llama_lab.choices import TrainerName
 from llama_lab.config import EvaluateSettings, TrainerSettings
 from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.splits import Split
-from llama_lab.data.templates import encode_prompt
+from llama_lab.data.templates import Messages, encode_prompt
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.evaluate import Answers, greedy_answers, held_out_loss
 from llama_lab.events import Listener
-from llama_lab.generate import Messages, whole_head_input
+from llama_lab.generate import whole_head_input
 from llama_lab.own_settings import OWN_SETTINGS
 from llama_lab.preference_batches import check_num_prompts
 from llama_lab.results import FitResult, Score

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from llama_lab.generate import Messages
+    from llama_lab.data.templates import Messages
 
 
 @dataclass(kw_only=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from llama_lab.compare.read import number
 from llama_lab.compare.rows import Row, companions, larger_is_better
-
-NUM_TOP = 5
-"""The best rows that say how much each setting mattered, at least; Optuna's advice for PED-ANOVA."""
-ENOUGH = 3 * NUM_TOP
-"""Rows from which on it is said; of fewer it would be chance."""
+from llama_lab.sweep.importance import ENOUGH, shares
 
 
 def importances(rows: Sequence[Row], key: str, settings: Sequence[str]) -> dict[str, float]:
@@ -38,13 +33,7 @@ def importances(rows: Sequence[Row], key: str, settings: Sequence[str]) -> dict[
         study.add_trial(
             optuna.trial.create_trial(params=point, distributions=distributions, value=sign * row.numbers[key].mean)
         )
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, NUM_TOP / len(able)))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is marked as experimental
-            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    except (ValueError, RuntimeError):  # all rows have the same value
-        return {}
+    return shares(study, len(able))
 
 
 def _distribution(values: Sequence[Any]) -> Any:

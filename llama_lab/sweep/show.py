@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_lab.sweep.design import Design
+from llama_lab.sweep.importance import ENOUGH, shares
 from llama_lab.sweep.rows import Row, pareto_front, ranked, settings_line, short_names, shown
 from llama_lab.sweep.settings import Direction
 
@@ -28,10 +27,6 @@ MAX_LIVE = 12
 SETTINGS_WIDTH = 32
 FILE_WIDTH = 160
 """Columns of the tables where the output is no terminal."""
-NUM_TOP = 5
-"""The best trials that say how much each setting mattered, at least; Optuna's advice for PED-ANOVA."""
-ENOUGH = 3 * NUM_TOP
-"""Trials from which on it is said; of fewer it would be chance."""
 STYLES = {"running": "cyan", "done": "green", "pruned": "yellow", "infeasible": "magenta", "failed": "red"}
 
 
@@ -172,11 +167,8 @@ def _ranked_table(design: Design, names: Mapping[str, str], best: Sequence[Row],
 
 def importances(design: Design, study: Study, best: Sequence[Row]) -> dict[str, dict[str, float]]:
     """How much of an objective each setting explains, by objective; empty where too few trials are done."""
-    import optuna
-
     if len(best) < ENOUGH:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, NUM_TOP / len(best)))
     found = {}
     for number, (objective, direction) in enumerate(zip(design.objectives, design.directions, strict=True)):
         sign = -1.0 if direction is Direction.maximize else 1.0
@@ -184,9 +176,8 @@ def importances(design: Design, study: Study, best: Sequence[Row]) -> dict[str, 
         def cost_of(trial: FrozenTrial, number: int = number, sign: float = sign) -> float:
             return sign * float(trial.values[number])
 
-        with warnings.catch_warnings(), suppress(ValueError, RuntimeError):  # all trials have the same value
-            warnings.simplefilter("ignore")  # that low values are the good ones, which `cost_of` sees to
-            found[objective] = optuna.importance.get_param_importances(study, evaluator=evaluator, target=cost_of)
+        if explained := shares(study, len(best), cost_of):
+            found[objective] = explained
     return found
 
 

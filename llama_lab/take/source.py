@@ -16,6 +16,7 @@ from llama_lab.checks import check_model
 from llama_lab.choices import ModelSource
 from llama_lab.compose import compose_tree, parse
 from llama_lab.config import RunConfig
+from llama_lab.continued import CONFIG_FILE
 from llama_lab.errors import ConfigError, ModelError, RunError, did_you_mean
 from llama_lab.explain import explain, known_keys, no_value, unknown_key
 from llama_lab.lock import config_of
@@ -24,7 +25,6 @@ from llama_lab.reward_model import is_reward_adapter
 from llama_lab.rundir import RunDir
 from llama_lab.take.fits import check_fits
 
-CONFIG_FILE = "adapter_config.json"
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
 """What words may change of a finished run: where things are found and how they are measured, not what was learned."""
 ROWS = ("dataset=", "dataset.name=", "dataset.path=", "dataset.package=")

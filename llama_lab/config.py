@@ -98,6 +98,7 @@ class QuantSettings:
 
     @property
     def is_4bit(self) -> bool:
+        """Whether weights are stored in 4 bits."""
         return self.type in (QuantType.nf4, QuantType.fp4)
 
     def __post_init__(self) -> None:

@@ -48,8 +48,9 @@ def _fits(rows: list[dict[str, Any]], form: DataFormat, dataset: DatasetSettings
     return 2 * sum(found) >= len(found)
 
 
-def to_example(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) -> dict[str, Any]:
-    """One row as what it means.
+def convert(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) -> tuple[dict[str, Any], bool]:
+    """One row as what it means, and whether turns were left out: a question at the end that nobody answered, and of
+    ShareGPT's and Guanaco's conversations also an answer at the beginning whose question is not there.
 
     {"messages": [{"role", "content"}, ...]} that ends with an answer, or {"text": str}; of preference rows {"prompt",
     "chosen", "rejected"} and {"prompt", "completion", "label"}, all but the label a list of messages; of a prompt
@@ -57,13 +58,6 @@ def to_example(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) 
 
     Raises:
         DataError: a column is missing, empty or of the wrong type, or the roles do not alternate.
-    """
-    return convert(row, form, dataset)[0]
-
-
-def convert(row: dict[str, Any], form: DataFormat, dataset: DatasetSettings) -> tuple[dict[str, Any], bool]:
-    """`to_example`, and whether it left out turns: a question at the end that nobody answered, and of ShareGPT's and
-    Guanaco's conversations also an answer at the beginning whose question is not there.
     """
     if form is DataFormat.text:
         return {"text": text_of(row, "text", dataset)}, False

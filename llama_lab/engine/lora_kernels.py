@@ -40,6 +40,8 @@ def thinned_low_kernel(
     INPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
+    """``A dropout(x)``: x (K, N, D), a (K, P, R, D), out (parts, K, P, N, R). A program takes TOKENS x RANKS of a part
+    of D."""
     # layers that read the same input run beside each other, so that all but one find it in the cache
     i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
     part, num_adapters = tl.program_id(2) % num_parts, tl.num_programs(2) // num_parts
@@ -105,6 +107,8 @@ def thinned_grad_a_kernel(
     INPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
+    """Gradient of A, ``lowᵀ dropout(x)``: low (K, P, N, R), out (parts, K, P, R, D); x, weight and rstd as `_entering`
+    takes them. A program takes RANKS x INPUTS of a part of N."""
     i, first_rank = tl.program_id(0) % P, tl.program_id(0) // P * RANKS
     part, num_adapters = tl.program_id(2) % num_parts, tl.num_programs(2) // num_parts
     k = (tl.program_id(2) // num_parts).to(tl.int64)
@@ -151,6 +155,8 @@ def add_thinned_kernel(
     INPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
+    """``grad + Σ dropout(low A)`` over the layers: grad (K, N, D), low (K, P, N, R), a (K, P, R, D). Where GATED it
+    goes back through the gate at once: gate_up and out are (K, N, 2 D), else out is (K, N, D)."""
     k = tl.program_id(2).to(tl.int64)
     first, here = tl.program_id(0) * TOKENS, tl.arange(0, TOKENS)
     n, d = first + here, tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
@@ -204,6 +210,8 @@ def back_low_kernel(
     OUTPUTS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
+    """Gradient of B, ``gradᵀ low``, and of the low-rank products, ``grad B``, from one reading of the gradient:
+    grad (K, N, all O), low (K, P, N, R), b (K, P, O, R), out as b in parts of N, low_out as low in parts of O."""
     num_o: tl.constexpr = tl.cdiv(SIZE, OUTPUTS)
     o_tile, i, part = tl.program_id(0) % num_o, tl.program_id(0) // num_o, tl.program_id(1)
     k, num_adapters = tl.program_id(2).to(tl.int64), tl.num_programs(2)
@@ -229,6 +237,7 @@ def back_low_kernel(
 
 @triton.jit
 def added_up_kernel(parts, out, size, out_stride, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """``Σ parts``: parts (PARTS, K, size), out (K, size) whose adapters lie `out_stride` apart."""
     j, k, num_adapters = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1), tl.num_programs(1)
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
     for part in range(PARTS):

@@ -25,6 +25,7 @@ class LonePlace:
     num_points: int = 0
 
     def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+        """Nothing beside its one point."""
         return False
 
     def close(self) -> None:

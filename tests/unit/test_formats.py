@@ -4,7 +4,7 @@ import pytest
 
 from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.config import ColumnSettings, DatasetSettings
-from llama_lab.data.formats import COLUMNS, detect_format, is_empty, to_example
+from llama_lab.data.formats import COLUMNS, detect_format, is_empty
 from llama_lab.data.formats import convert as convert_row
 from llama_lab.data.preference import check_trainer
 from llama_lab.errors import DataError
@@ -75,6 +75,10 @@ EXAMPLES = {
 """What the rows mean."""
 
 
+def example_of(row, form, dataset):
+    return convert_row(row, form, dataset)[0]
+
+
 def settings(**kwargs) -> DatasetSettings:
     kwargs["columns"] = ColumnSettings(**kwargs.get("columns", {}))
     return DatasetSettings(path="rows.jsonl", **kwargs)
@@ -83,7 +87,7 @@ def settings(**kwargs) -> DatasetSettings:
 def convert(row: dict, **kwargs) -> dict:
     """The example of a row, its format read from its columns."""
     dataset = settings(**kwargs)
-    return to_example(row, detect_format(row, dataset), dataset)
+    return example_of(row, detect_format(row, dataset), dataset)
 
 
 def refusal(row: dict, **kwargs) -> str:
@@ -104,7 +108,7 @@ def test_format_is_read_from_the_columns(form):
 
 @pytest.mark.parametrize("form", ROWS, ids=str)
 def test_row_becomes_the_chat_that_it_means(form):
-    assert to_example(ROWS[form], form, settings()) == EXAMPLES[form]
+    assert example_of(ROWS[form], form, settings()) == EXAMPLES[form]
 
 
 @pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": " \n"}, {"input": None}], ids=str)
@@ -164,7 +168,7 @@ def test_columns_of_another_name_are_mapped(row, columns, form):
     dataset = settings(columns=columns)
     assert detect_format(row, dataset) == form
     renamed = {next((ours for ours, theirs in columns.items() if theirs == name), name): row[name] for name in row}
-    assert to_example(row, DataFormat(form), dataset) == to_example(renamed, DataFormat(form), settings())
+    assert example_of(row, DataFormat(form), dataset) == example_of(renamed, DataFormat(form), settings())
 
 
 def test_system_prompt_comes_before_a_chat_that_has_none():
@@ -371,7 +375,7 @@ ASKED = turns("system: Be brief.", "user: France?", "assistant: What of it?", "u
 
 
 def preference(row: dict, **kwargs) -> dict:
-    return to_example(row, DataFormat.preference, settings(**kwargs))
+    return example_of(row, DataFormat.preference, settings(**kwargs))
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "Its capital."}], ids=["no prompt", "a prompt"])
@@ -418,7 +422,7 @@ def test_system_prompt_comes_before_the_prompt_of_a_preference():
 @pytest.mark.parametrize(("label", "wanted"), [(True, True), ("true", True), (" False", False)])
 def test_label_may_be_a_word_of_a_table(label, wanted):
     row = ROWS[DataFormat.unpaired_preference] | {"label": label}
-    assert to_example(row, DataFormat.unpaired_preference, settings())["label"] is wanted
+    assert example_of(row, DataFormat.unpaired_preference, settings())["label"] is wanted
 
 
 @pytest.mark.parametrize(
@@ -481,7 +485,7 @@ def test_sft_on_preferences_says_how_it_can_learn_from_them(row, words):
     columns = {key.removeprefix("columns."): name for key, name in typed.items() if key.startswith("columns.")}
     dataset = settings(format=DataFormat(typed["format"]), columns=columns)
     check_trainer(detect_format(row, dataset), TrainerName.sft, row, dataset)
-    assert to_example(row, dataset.format, dataset)["messages"][-1]["role"] == "assistant"
+    assert example_of(row, dataset.format, dataset)["messages"][-1]["role"] == "assistant"
 
 
 def test_rows_of_answers_are_for_sft():

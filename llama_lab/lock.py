@@ -84,11 +84,11 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
     Raises:
         RunError: names each setting that differs.
     """
-    before, now = _began_with(lock), flat(as_plain(config))
+    before, now, new = flat(lock["config"]), flat(as_plain(config)), _new_settings(lock)
     differing = [
-        f"{key}: {before.get(key)} then, {now.get(key)} now"
+        f"{key}: {before[key] if key in before else new[key][0]} then, {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _unlocked(key) and key not in HOW
+        if now.get(key) not in new.get(key, [before.get(key)]) and not _unlocked(key) and key not in HOW
     ]
     if differing:
         raise RunError(
@@ -98,19 +98,20 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
         )
 
 
-def _began_with(lock: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run; one that did not exist when it began has the value that the run's words give it now."""
-    before = flat(lock["config"])
-    missing = flat(as_plain(config_of(lock))).keys() - before.keys()
-    if not missing:
-        return before
+def _new_settings(lock: dict[str, Any]) -> dict[str, list[Any]]:
+    """Settings that did not exist when the run began, with the values that are no change: their defaults, and what the
+    run's words give them now."""
+    known, default = flat(lock["config"]), flat(as_plain(config_of(lock)))
+    new = {key: [value] for key, value in default.items() if key not in known}
+    if not new:
+        return new
     from llama_lab.compose import compose_words
 
     try:
-        found = flat(as_plain(compose_words(list(lock.get("overrides") or []))))
+        composed = flat(as_plain(compose_words(list(lock.get("overrides") or []))))
     except LlamaLabError:
-        return before
-    return before | {key: found[key] for key in missing}
+        return new
+    return {key: [*values, composed[key]] for key, values in new.items()}
 
 
 def code_state() -> dict[str, Any] | None:

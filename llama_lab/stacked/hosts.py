@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from llama_lab.sweep.processes import STOP, Hear, run_alone, warm_up
 from llama_lab.sweep.slots import visible_gpus
 
 POLL_S = 0.5
+SETTLE_S = 1.0
+"""So long after the last point has come a study of several kinds begins: the kind with the most points is to be first,
+since what ends bad points early knows the more the fewer kinds came before."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,6 +53,8 @@ class Stacks:
     ways: dict[Kind, Stacking] = field(default_factory=dict)
     deciding: threading.Lock = field(default_factory=threading.Lock)
     num_stacks: int = 0
+    came_at: float = 0.0
+    """When the last point came."""
     said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -134,6 +140,7 @@ class Stacks:
         device = _device(order)
         with self.changed:
             self.waiting[device, kind] += 1
+            self.came_at = time.monotonic()
             try:
                 while not self._has_place(device, kind, order.config, num_rows):
                     self.changed.wait(POLL_S)
@@ -160,8 +167,14 @@ class Stacks:
             place.close()
             del self.active[device]
             place = None
-        most = max((self.waiting[device, other] for other in others), default=0)
-        return place is None and self.waiting[device, kind] >= most
+        if place is not None or self._more_are_coming():
+            return False
+        return self.waiting[device, kind] >= max((self.waiting[device, other] for other in others), default=0)
+
+    def _more_are_coming(self) -> bool:
+        """At the beginning of a study the points come one behind the other."""
+        is_early = self.num_stacks == 0 and time.monotonic() - self.came_at < SETTLE_S
+        return is_early and not self.is_queue and self.num_kinds > 1
 
     def _together(self, device: str, kind: Kind, beside: int = 0) -> int:
         """How many points a stack of this kind has, once those that wait have joined the ones it has already."""

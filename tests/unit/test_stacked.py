@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,24 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     stacks.waiting.update({("0", kinds[quant]): number for quant, number in waiting.items()})
     assert stacks._has_place("0", kinds["nf4"], configs["nf4"], 4) is is_taken
     assert stacks.num_kinds == len(waiting) - ("int8" in waiting)
+
+
+@pytest.mark.parametrize(
+    ("is_queue", "quants", "ago", "begins"),
+    [
+        (False, ("nf4", "fp4"), 0.0, False),  # more of the other kind may come
+        (False, ("nf4", "fp4"), 60.0, True),
+        (False, ("nf4",), 0.0, True),  # of one kind nothing is to be chosen
+        (True, ("nf4", "fp4"), 0.0, True),  # a grid ends no point early
+    ],
+)
+def test_a_study_of_several_kinds_begins_once_its_points_are_there(tmp_path, is_queue, quants, ago, begins):
+    configs = [compose_words([f"quant={quant}"]) for quant in quants]
+    stacks = Stacks(wanted=4, configs=configs, folder=tmp_path, offline=True, is_queue=is_queue)
+    stacks.ways = {kind_of(config): Stacking(num_rows=4, said="") for config in configs}
+    stacks.waiting["0", kind_of(configs[0])] += 1
+    stacks.came_at = time.monotonic() - ago
+    assert stacks._has_place("0", kind_of(configs[0]), configs[0], 4) is begins
 
 
 def test_a_stack_takes_its_base_once_and_the_rest_for_each_row():

@@ -155,24 +155,35 @@ class Row:
         )
 
     def computed(self, read: Callable[[int], tuple[float, float]]) -> None:
-        """The micro-batch is done, and the step where it was the last one: tell and write what is due.
+        """The micro-batch is done, and the step where it was the last one: tell and measure what is due.
 
         Args:
             read: the sum of the losses since it was last called, and the gradient's norm, of a slot.
         Raises:
-            Exception: what ends the run: RunError, Pruned, or what else a listener, evaluation or checkpoint raises.
+            Exception: what ends the run: RunError, or what else a listener or the evaluation raises.
         """
-        micro, t, recorder, writer = self.micro, self.settings.trainer, self.recorder, self.writer
+        micro, recorder = self.micro, self.recorder
         assert micro is not None
-        assert writer is not None
         recorder.num_tokens += micro.stream.num_tokens
         if micro.is_last:
             step = micro.step + 1
-            if step % t.logging_steps == 0 or step == self.schedule.num_steps:
+            if step % self.settings.trainer.logging_steps == 0 or step == self.schedule.num_steps:
                 self._log(step, *read(self.slot))
             if recorder.wants_eval(step):
                 self._measure(step)
-            recorder.listener.stepped(step)
+
+    def stepped(self) -> None:
+        """What comes once all rows have measured: the listener says whether the row ends, checkpoints are written.
+
+        Raises:
+            Exception: what ends the run: Pruned, or what else a listener or a checkpoint raises.
+        """
+        micro, t, writer = self.micro, self.settings.trainer, self.writer
+        assert micro is not None
+        assert writer is not None
+        if micro.is_last:
+            step = micro.step + 1
+            self.recorder.listener.stepped(step)
             if t.save_steps and (step % t.save_steps == 0 or step == self.schedule.num_steps):
                 writer.save(step, self.slot)
             writer.poll()

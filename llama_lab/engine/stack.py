@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -160,16 +161,21 @@ class Stack:
         read = _Readback(self.replay.losses_K, self.optimizer.norm_K1)
         for row in self.live:
             before = row.recorder.paused_s
-            try:
-                row.computed(read)
-            except Exception as error:
-                self._end(row, error)
+            self._do(row, partial(row.computed, read))
             paused = row.recorder.paused_s - before
             for other in self.live:
                 if other is not row:
                     other.recorder.paused_s += paused
+        for row in self.live:  # all that were measured are known when the first of them is judged
+            self._do(row, row.stepped)
             if row.error is None and row.is_done:
                 self._end(row)
+
+    def _do(self, row: Row, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._end(row, error)
 
     def _settle(self) -> int:
         """Plan for rows that are new; how many slots are computed, with all rows in the first of them."""

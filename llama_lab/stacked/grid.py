@@ -149,9 +149,8 @@ class _Teller:
         self.num_steps = num_steps
         self.note(f"{self.label}  {num_steps} steps")
 
-    def _measured(self, step: int, loss: float) -> bool:
+    def _measured(self, step: int, loss: float) -> None:
         self.note(f"{self.label}  step {step}/{self.num_steps}, held-out loss {loss:.4g}")
-        return False
 
 
 def _objective(folder: Path, code: int, teller: _Teller) -> float:

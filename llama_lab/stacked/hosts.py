@@ -26,8 +26,8 @@ from llama_lab.sweep.slots import visible_gpus
 
 POLL_S = 0.5
 SETTLE_S = 1.0
-"""So long after the last point has come a study of several kinds begins: the kind with the most points is to be first,
-since what ends bad points early knows the more the fewer kinds came before."""
+"""So long after the last point has come a study begins: points that begin together are judged together, and of several
+kinds the one with the most points is to be first, so that later ones are compared with many."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -174,7 +174,7 @@ class Stacks:
     def _more_are_coming(self) -> bool:
         """At the beginning of a study the points come one behind the other."""
         is_early = self.num_stacks == 0 and time.monotonic() - self.came_at < SETTLE_S
-        return is_early and not self.is_queue and self.num_kinds > 1
+        return is_early and not self.is_queue
 
     def _together(self, device: str, kind: Kind, beside: int = 0) -> int:
         """How many points a stack of this kind has, once those that wait have joined the ones it has already."""

@@ -46,10 +46,15 @@ class Order:
 
 
 class Reporter:
-    """A listener that tells the study each held-out loss, and ends the training when the study says so."""
+    """A listener that tells the study each held-out loss, and ends the training when the study says so.
+
+    It asks once the step is over: trials of a stack that were measured after the same step are all known by then.
+    """
 
     def __init__(self, pipe: Connection, eval_steps: int | None, pruner: PrunerSettings | None) -> None:
         self.pipe, self.eval_steps, self.pruner = pipe, eval_steps, pruner
+        self.measured: float | None = None
+        """After the step that is not over yet."""
 
     def started(self, start_step: int, num_steps: int) -> Collection[int]:
         first = self.pruner.first_step(num_steps) if self.pruner else num_steps
@@ -57,14 +62,19 @@ class Reporter:
         return self.pruner.measured_steps(num_steps) if self.pruner else ()
 
     def stepped(self, step: int) -> None:
-        pass
+        if self.measured is None:
+            return
+        loss, self.measured = self.measured, None
+        self.pipe.send(("judged", step, loss))
+        if self.pipe.recv():
+            raise Pruned(step, f"held-out loss {loss:.4g} at step {step}")
 
     def logged(self, step: int, metrics: dict[str, float]) -> None:
         if "eval/loss" not in metrics or step == 0:
             return
-        self.pipe.send(("loss", step, metrics["eval/loss"]))
-        if self.pipe.recv():
-            raise Pruned(step, f"held-out loss {metrics['eval/loss']:.4g} at step {step}")
+        self.measured = metrics["eval/loss"]
+        self.pipe.send(("measured", step, self.measured))
+        self.pipe.recv()  # it is written down
 
     def saved(self, step: int, checkpoint: Path) -> None:
         pass

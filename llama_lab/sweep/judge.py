@@ -26,7 +26,7 @@ class Judge:
 
     def hear(self, pipe: Connection, sentinel: int) -> tuple[str, Any] | None:
         """Answer until the trial's process has ended; of one that it shares, the trial's last word."""
-        return hear(pipe, sentinel, self._started, self._is_pruned)
+        return hear(pipe, sentinel, self._started, self._measured, self._is_pruned)
 
     def _started(self, first_step: int, num_steps: int) -> None:
         from llama_lab.sweep.samplers import make_pruner
@@ -39,25 +39,28 @@ class Judge:
             study.set_user_attr(STEPS, steps)
         study.pruner = make_pruner(self.settings.pruner, *steps)
 
+    def _measured(self, step: int, loss: float) -> None:
+        if self.one_objective:
+            _report(self.trial, step, loss)
+
     def _is_pruned(self, step: int, loss: float) -> bool:
-        if not self.one_objective:
-            return False
-        _report(self.trial, step, loss)
-        return self.trial.should_prune()
+        return self.one_objective and self.trial.should_prune()
 
 
 def hear(
     pipe: Connection,
     sentinel: int,
     started: Callable[[int, int], None],
-    is_pruned: Callable[[int, float], bool],
+    measured: Callable[[int, float], None],
+    is_pruned: Callable[[int, float], bool] = lambda step, loss: False,
 ) -> tuple[str, Any] | None:
     """Answer what a run says until its process has ended; of a run that shares one, the last word.
 
     Args:
         sentinel: of the process.
         started: told of the first measured and of the last step.
-        is_pruned: told of a step and its held-out loss; whether the run is to end there.
+        measured: told of a step and its held-out loss.
+        is_pruned: asked with the same once the step is over; whether the run is to end there.
     """
     while pipe in wait([pipe, sentinel]):
         try:
@@ -66,8 +69,10 @@ def hear(
             return None
         if kind == "started":
             started(*told)
-        elif kind == "loss":
-            ends = is_pruned(*told)
+        elif kind in ("measured", "judged"):
+            if kind == "measured":
+                measured(*told)
+            ends = kind == "judged" and is_pruned(*told)
             with contextlib.suppress(BrokenPipeError):  # the process died; its exit code says how
                 pipe.send(ends)
         else:

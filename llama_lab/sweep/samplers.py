@@ -22,7 +22,6 @@ SAMPLERS = {
 PRUNERS = {
     PrunerName.none: "NopPruner",
     PrunerName.median: "MedianPruner",
-    PrunerName.successive_halving: "SuccessiveHalvingPruner",
     PrunerName.hyperband: "HyperbandPruner",
 }
 
@@ -56,5 +55,9 @@ def make_pruner(settings: PrunerSettings, first_step: int, last_step: int) -> Ba
         options.setdefault("min_resource", first_step)
     if settings.name is PrunerName.hyperband:
         options.setdefault("max_resource", max(last_step, options["min_resource"]))
+    if settings.name is PrunerName.successive_halving:
+        from llama_lab.sweep.halving import Halving
+
+        return Halving(**options)
     pruner: BasePruner = getattr(pruners, PRUNERS[settings.name])(**options)
     return pruner

@@ -26,7 +26,7 @@ from llama_lab.model import load_base, set_special_tokens
 from llama_lab.runner import run
 
 from .conftest import read_json, steps_logged
-from .studies import LEAN, RANK, STUDY, folders, trials
+from .studies import LEAN, RANK, RATE, STUDY, folders, trials
 from .wandb_reader import read_offline_run
 
 STACKED = ["hydra/launcher=stacked", "hydra.launcher.rows=4"]
@@ -142,6 +142,18 @@ def test_a_study_refills_slots_and_a_bad_trial_fails_alone(lab, tmp_path):
         logged = [{key: value for key, value in line.items() if value is not None} for line in metrics_of(folder)]
         kept = [{key: told[key] for key in line} for line, told in zip(logged, run.history, strict=False)]
         assert kept == logged  # what a row tells goes into its own run alone
+
+
+def test_rows_that_are_measured_together_are_judged_together(lab, tmp_path):
+    words = [*LEAN, RATE, "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=6", "trainer.max_steps=16"]
+    words += ["hydra/sweeper/pruner=successive_halving", "hydra.sweeper.pruner.reduction_factor=3"]
+    words += ["hydra.sweeper.pruner.min_resource=4", "hydra/launcher=stacked", "hydra.launcher.rows=6"]
+    done = lab(*STUDY, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "outputs" / "study"
+    ended = sorted((row["state"], metrics_of(study / row["trial"])[-1]["step"]) for row in trials(study))
+    # a third of six goes on; one after the other they would be compared with one, two, three others, and more go on
+    assert ended == [("done", 16), ("pruned", 4), ("pruned", 4), ("pruned", 4), ("pruned", 4), ("pruned", 12)]
 
 
 HAS_MEMORY_FOR_TWO = """

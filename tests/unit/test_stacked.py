@@ -139,11 +139,11 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     [
         (False, ("nf4", "fp4"), 0.0, False),  # more of the other kind may come
         (False, ("nf4", "fp4"), 60.0, True),
-        (False, ("nf4",), 0.0, True),  # of one kind nothing is to be chosen
+        (False, ("nf4",), 0.0, False),  # more that begin with it, and are judged with it
         (True, ("nf4", "fp4"), 0.0, True),  # a grid ends no point early
     ],
 )
-def test_a_study_of_several_kinds_begins_once_its_points_are_there(tmp_path, is_queue, quants, ago, begins):
+def test_a_study_begins_once_its_points_are_there(tmp_path, is_queue, quants, ago, begins):
     configs = [compose_words([f"quant={quant}"]) for quant in quants]
     stacks = Stacks(wanted=4, configs=configs, folder=tmp_path, offline=True, is_queue=is_queue)
     stacks.ways = {kind_of(config): Stacking(num_rows=4, said="") for config in configs}

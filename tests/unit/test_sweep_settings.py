@@ -108,11 +108,12 @@ def test_losses_are_measured_where_the_pruner_judges(options, steps):
     assert pruner.measured_steps(64) == steps
     if options["name"] != "successive_halving":
         return
-    made = make_pruner(pruner, pruner.first_step(64), 64)
-    trial = optuna.create_study(pruner=made).ask()
-    judged: dict[int, int] = {}
-    for step in range(1, 64):
-        trial.report(1.0, step)
-        assert not trial.should_prune()  # it is the only one
-        judged.setdefault(len(trial.storage.get_trial(trial._trial_id).system_attrs), step)
-    assert [step for number, step in judged.items() if number] == steps
+    study = optuna.create_study(pruner=make_pruner(pruner, pruner.first_step(64), 64))
+    measured_everywhere(study.ask(), 0.0, 63)
+    assert [step for step in range(1, 64) if measured_everywhere(study.ask(), 1.0, step).should_prune()] == steps
+
+
+def measured_everywhere(trial, loss, until):
+    for step in range(1, until + 1):
+        trial.report(loss, step)
+    return trial

@@ -39,15 +39,21 @@ def main() -> int:
         eos_token_id=2,
         dtype="bfloat16",
     )
+    num_params = write_weights(args.folder, config)
+    tokenizer().save_pretrained(args.folder)
+    print(f"{args.folder}: {num_params / 1e9:.3f} billion parameters")
+    return 0
+
+
+def write_weights(folder: Path, config: LlamaConfig) -> int:
+    """Random weights in bf16, and how many they are; on a GPU where there is one, which is faster."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
-    model.save_pretrained(args.folder, max_shard_size="4GB")
-    tokenizer().save_pretrained(args.folder)
-    print(f"{args.folder}: {sum(p.numel() for p in model.parameters()) / 1e9:.3f} billion parameters")
-    return 0
+    model.save_pretrained(folder, max_shard_size="4GB")
+    return sum(param.numel() for param in model.parameters())
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

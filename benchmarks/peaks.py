@@ -169,7 +169,9 @@ def make_base(folder: Path, model: ModelSettings) -> None:
     They are drawn narrower than transformers does: with its 0.02 every column of down_proj's input holds a number that
     LLM.int8() takes for an outlier and keeps in 16 bits, which a trained model has in few columns.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
+
+    from benchmarks.make_base import write_weights
 
     shape = shape_of(model)
     assert shape is not None
@@ -188,12 +190,7 @@ def make_base(folder: Path, model: ModelSettings) -> None:
         pad_token_id=0,
         dtype="bfloat16",
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda" if ON_GPU else "cpu"):
-        made = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    made.save_pretrained(folder, max_shard_size="4GB")
+    write_weights(folder, config)
 
 
 def held_gib() -> float:

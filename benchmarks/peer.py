@@ -15,7 +15,6 @@ quantisation).
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import sys
@@ -23,6 +22,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.speed_cases import chat_length
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -70,7 +71,7 @@ def chats(num_rows: int) -> list[list[int]]:
     """Rows of random tokens, about 290 each (log-normal)."""
     rng, rows = random.Random(0), []
     for _ in range(num_rows):
-        length = int(min(LENGTH, max(16, rng.lognormvariate(math.log(350) - 0.32, 0.8))))
+        length = chat_length(rng, LENGTH)
         rows.append([1, *(rng.randrange(3, VOCABULARY) for _ in range(length - 2)), 2])
     return rows
 

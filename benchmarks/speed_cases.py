@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 SWEPT_TOKENS = 2048
 """A step of the cases of a sweep that differ in rank or quant type; "tokens 2048" is their rank 16 and NF4."""
 ALL_LINEAR = ("lora=all_linear", "lora.r=16", "lora.dropout=0.05", "quant=nf4")
@@ -42,6 +45,11 @@ def sweep() -> list[Case]:
 
     ends = [tokens(SWEPT_TOKENS), tokens(256), tokens(16384), rank(8), rank(256), quant("none"), quant("fp4")]
     return [*ends, *map(tokens, (1024, 8192, 512, 4096)), *map(rank, (64, 128, 32))]
+
+
+def chat_length(draw: random.Random, longest: int) -> int:
+    """Tokens of a row, spread as those of chats: log-normal, about 290."""
+    return int(min(longest, max(16, draw.lognormvariate(math.log(350) - 0.32, 0.8))))
 
 
 PEERS: list[tuple[str, str, list[str]]] = [

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import random
 import subprocess
@@ -35,7 +34,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import RESULTS as CPU_RESULTS
-from benchmarks.speed_cases import ALL_LINEAR, PEERS, cases, packed, sweep
+from benchmarks.speed_cases import ALL_LINEAR, PEERS, cases, chat_length, packed, sweep
 from llama_lab.lock import code_state
 
 if TYPE_CHECKING:
@@ -278,7 +277,7 @@ def write_rows(file: Path, max_length: int, num_blocks: int, *, num_words: int =
     shares = list(accumulate(1 / n if num_words else 1.0 for n in range(1, len(words) + 1)))
     with file.open("w") as out:
         while left > 0:
-            length = int(min(max_length, max(16, rng.lognormvariate(math.log(350) - 0.32, 0.8))))
+            length = chat_length(rng, max_length)
             left -= length
             drawn = rng.choices(words, cum_weights=shares, k=length - 2)
             out.write(json.dumps({"text": " ".join(f"w{word}" for word in drawn)}) + "\n")

@@ -130,7 +130,7 @@ class Bench:
         on_gpu = torch.cuda.is_available()
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
-            rows = [self._row(i, rank, tokens, Path(folder)) for i, rank in enumerate(ranks)]
+            rows = [self.row(i, rank, tokens, Path(folder)) for i, rank in enumerate(ranks)]
             if on_gpu:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
@@ -155,7 +155,7 @@ class Bench:
             "command": "python -m benchmarks.stacked BASE",
         }
 
-    def _row(self, number: int, rank: int, tokens: int, folder: Path) -> Any:
+    def row(self, number: int, rank: int, tokens: int, folder: Path) -> Any:
         """A row with its data and its adapter."""
         from llama_lab.choices import Engine, Memory
         from llama_lab.compose import compose_words

@@ -54,7 +54,7 @@ def profiled(bench: Bench, memory: Memory, tokens: int) -> dict[str, Any]:
     """One row alone: its step, and what is in it."""
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        row = bench._row(0, RANK, tokens, Path(folder))
+        row = bench.row(0, RANK, tokens, Path(folder))
         stack = Stack(bench.model, num_rows=1, rank=RANK, memory=memory, dropout=True, paid=on_gpu)
         stack.join(row)
         for _ in range(WARM):

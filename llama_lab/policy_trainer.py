@@ -28,7 +28,7 @@ from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
 from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
 from llama_lab.trainer import NoModelCard, adapter_kept, take_out_printers, train_with
-from llama_lab.training import FitSettings
+from llama_lab.training import FitSettings, not_finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -177,10 +177,8 @@ class _GradientCheck(TrainerCallback):
 
 
 def _not_finite(when: str, step: int, arguments: Any) -> RunError:
-    return RunError(
-        f"Numbers are no longer finite: step {step + 1} ended as {when}. Type a smaller trainer.learning_rate than "
-        f"{arguments.learning_rate:g}, or trainer.max_grad_norm=0.3."
-    )
+    said = f"Numbers are no longer finite: step {step + 1} ended as {when}"
+    return not_finite(said, arguments.learning_rate)
 
 
 class _EpochSampler(RepeatSampler):

@@ -117,10 +117,8 @@ class Recorder:
             RunError: the loss is not finite.
         """
         if not math.isfinite(loss):
-            raise RunError(
-                f"The training loss is {loss} at step {step}. Type a smaller "
-                f"trainer.learning_rate than {self.settings.trainer.learning_rate:g}, or trainer.max_grad_norm=0.3."
-            )
+            rate = self.settings.trainer.learning_rate
+            raise not_finite(f"The training loss is {loss} at step {step}", float(rate))
         self.losses.append(loss)
         metrics = {"train/loss": loss} | {f"train/{name}": value for name, value in numbers.items()}
         metrics["train/tokens_per_s"] = self.tokens_per_s()
@@ -179,6 +177,13 @@ def recording(
         listener.ended()
         if ranks.is_first():
             shutil.rmtree(settings.checkpoints / PARTIAL, ignore_errors=True)
+
+
+def not_finite(said: str, learning_rate: float) -> RunError:
+    """The error of a run whose numbers are no longer finite, with what to type."""
+    return RunError(
+        f"{said}. Type a smaller trainer.learning_rate than {learning_rate:g}, or trainer.max_grad_norm=0.3."
+    )
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

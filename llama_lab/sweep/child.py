@@ -65,7 +65,7 @@ class Reporter:
         if self.measured is None:
             return
         loss, self.measured = self.measured, None
-        self.pipe.send(("judged", step, loss))
+        self.pipe.send(("judged",))
         if self.pipe.recv():
             raise Pruned(step, f"held-out loss {loss:.4g} at step {step}")
 

@@ -43,7 +43,7 @@ class Judge:
         if self.one_objective:
             _report(self.trial, step, loss)
 
-    def _is_pruned(self, step: int, loss: float) -> bool:
+    def _is_pruned(self) -> bool:
         return self.one_objective and self.trial.should_prune()
 
 
@@ -52,7 +52,7 @@ def hear(
     sentinel: int,
     started: Callable[[int, int], None],
     measured: Callable[[int, float], None],
-    is_pruned: Callable[[int, float], bool] = lambda step, loss: False,
+    is_pruned: Callable[[], bool] = lambda: False,
 ) -> tuple[str, Any] | None:
     """Answer what a run says until its process has ended; of a run that shares one, the last word.
 
@@ -60,7 +60,7 @@ def hear(
         sentinel: of the process.
         started: told of the first measured and of the last step.
         measured: told of a step and its held-out loss.
-        is_pruned: asked with the same once the step is over; whether the run is to end there.
+        is_pruned: asked once that step is over; whether the run is to end there.
     """
     while pipe in wait([pipe, sentinel]):
         try:

@@ -155,5 +155,12 @@ def _put(partial: Path, folder: Path) -> None:
 
 
 def _digest(file: Path) -> str:
+    now = file.stat()
+    return _digest_of(file, now.st_size, now.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of(file: Path, size: int, changed_ns: int) -> str:
+    """Read once a process: a run asks several times where its base lies, and a stack has many runs."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:12]

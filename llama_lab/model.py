@@ -70,6 +70,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    avoid_cudnn_attention()
     dtype, _ = compute_dtype(quant)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
@@ -94,6 +95,15 @@ def load_base(
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base  # type: ignore[no-any-return]
+
+
+def avoid_cudnn_attention() -> None:
+    """Let attention be computed by torch's other kernels in this process.
+
+    On an H100 or H200 torch takes cuDNN's first. With a mask and 64 tokens more than a multiple of 128 its backward
+    gives NaN where all scores of a token are small (torch 2.11; github.com/pytorch/pytorch/issues/196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def base_shape(model: ModelSettings) -> ModelShape:

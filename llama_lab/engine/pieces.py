@@ -128,7 +128,8 @@ def _by_token(arg: Any, by_adapter: torch.Size) -> Any:
     """Weights and numbers as they are; tensors of tokens with one dimension for these."""
     if not isinstance(arg, Tensor) or arg.shape[: len(by_adapter)] != by_adapter:
         return arg
-    arg = arg.flatten(0, len(by_adapter) - 1)
+    # no view any more: of a view the compiler takes the number of adapters of what lies behind it for a constant
+    arg = arg.flatten(0, len(by_adapter) - 1).detach()
     maybe_mark_dynamic(arg, 0)
     return arg
 

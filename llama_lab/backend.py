@@ -11,11 +11,15 @@ import torch
 from llama_lab.choices import Engine, Memory, TrainerName
 from llama_lab.config import OWN_ADAPTER, RunConfig
 from llama_lab.continued import continue_adapter, take_weights, writes_answers
+from llama_lab.data.audit import audit
+from llama_lab.data.findings import Finding
+from llama_lab.data.splits import Splits, build_splits
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
 from llama_lab.lora import add_adapter
 from llama_lab.micro_batch import memory_level
-from llama_lab.model import base_shape, load_base, set_special_tokens
+from llama_lab.model import base_shape, load_base, load_tokenizer, set_special_tokens
+from llama_lab.preference_checks import check_unanswered
 from llama_lab.results import FitResult
 from llama_lab.reward_model import prepare_head
 
@@ -39,8 +43,19 @@ class Adapted:
     """One line that says why this engine, where a user would ask."""
 
 
+Rows = tuple["PreTrainedTokenizerBase", Splits, list[Finding]]
+"""The tokenizer, the rows as it reads them, and what their checks found."""
+
+
 class Backend(Protocol):
     """What of a run depends on whether it shares its base."""
+
+    def rows(self, config: RunConfig) -> Rows:
+        """Rows to train on and to measure with; runs that share them only read.
+
+        Raises:
+            LlamaLabError: tokenizer or rows cannot be loaded.
+        """
 
     def adapted(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Adapted:
         """The base with the run's own adapter, ready to be trained.
@@ -71,6 +86,10 @@ class Backend(Protocol):
 class OwnBackend:
     """A run that has its base for itself."""
 
+    def rows(self, config: RunConfig) -> Rows:
+        """Loaded and checked."""
+        return load_rows(config)
+
     def adapted(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Adapted:
         """A base that is loaded for this run."""
         model = _adapted_base(config, tokenizer)
@@ -96,6 +115,14 @@ class OwnBackend:
     ) -> FitResult:
         """By the engine's own loop, or TRL's trainer."""
         return fit_of(adapted.engine)(adapted.model, tokenizer, train, settings, listener, evaluate)
+
+
+def load_rows(config: RunConfig) -> Rows:
+    """Rows and their checks; none of them depends on the adapter or on how it is trained."""
+    tokenizer = load_tokenizer(config.model)
+    splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
+    check_unanswered(config, splits.format)
+    return tokenizer, splits, audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
 
 
 def _adapted_base(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PeftModel:

@@ -63,11 +63,13 @@ def add_adapter(
         ) from error
 
 
-def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: int) -> None:
+def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: int, empty: bool = False) -> None:
     """One more adapter on the same base, to the bit the one that `add_adapter` makes there.
 
     It is not the active one: `model.set_adapter(name)` makes it that.
 
+    Args:
+        empty: its parameters hold no numbers, on torch's device `meta`; they are put in behind it.
     Raises:
         ConfigError: lora.init changes the base, which others share; or PEFT refuses the settings for this base.
     """
@@ -77,7 +79,7 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
         )
     torch.manual_seed(seed)
     try:
-        model.add_adapter(name, lora_config(lora))
+        model.add_adapter(name, lora_config(lora), low_cpu_mem_usage=empty)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split()).rstrip('.')}. "

@@ -18,19 +18,18 @@ from llama_lab import ranks, report
 from llama_lab.backend import Adapted, Backend, OwnBackend
 from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
-from llama_lab.data.audit import audit, stop_on_failure
+from llama_lab.data.audit import stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.findings import Level
-from llama_lab.data.splits import Splits, build_splits
+from llama_lab.data.splits import Splits
 from llama_lab.events import Listener, Listeners, Pruned
 from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
 from llama_lab.lora import count_params, save_adapter
 from llama_lab.measure import Evaluator, Measurement, eval_metrics, result_of
 from llama_lab.micro_batch import Rows, resolve
-from llama_lab.model import base_path, base_shape, describe, load_tokenizer
+from llama_lab.model import base_path, base_shape, describe
 from llama_lab.preference_batches import lengths_at_once
-from llama_lab.preference_checks import check_unanswered
 from llama_lab.prepared import prepare
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
@@ -106,7 +105,7 @@ def _load(
     """Tokenizer, rows, base and adapter; the rows are checked before the base is loaded."""
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
-    tokenizer, splits = _rows(config, display)
+    tokenizer, splits = _rows(config, backend, display)
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     config = replace(config, trainer=trainer)
     ranks.tell((config, run_dir.path))
@@ -141,13 +140,10 @@ def _load(
     )
 
 
-def _rows(config: RunConfig, display: Display) -> tuple[PreTrainedTokenizerBase, Splits]:
+def _rows(config: RunConfig, backend: Backend, display: Display) -> tuple[PreTrainedTokenizerBase, Splits]:
     """The tokenizer, and the rows once they are checked."""
     with display.stage("Loading tokenizer and rows"):
-        tokenizer = load_tokenizer(config.model)
-        splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
-        check_unanswered(config, splits.format)
-        findings = audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
+        tokenizer, splits, findings = backend.rows(config)
     sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
     display.note(f"Rows ({splits.format}): {sizes}")
     for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:

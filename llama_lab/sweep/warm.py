@@ -12,7 +12,10 @@ from importlib import import_module
 
 from llama_lab.sweep.slots import has_gpu
 
-BESIDE_A_GPU = ("torch", "transformers", "datasets", "accelerate", "trl", "wandb")
+BESIDE_A_GPU = (
+    *("torch", "transformers", "datasets", "accelerate", "trl", "wandb"),
+    *("transformers.models.llama.modeling_llama", "torch._inductor.compile_fx"),  # two thirds of what is left then
+)
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() then asks the driver without CUDA
 _nowhere = os.open(os.devnull, os.O_WRONLY)

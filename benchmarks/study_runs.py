@@ -23,6 +23,8 @@ POLL_S = 0.05
 SAID = "said.txt"
 SECONDS = "seconds.json"
 """Beside a run's own files: how long its process took."""
+BEGAN = "began"
+"""An empty file, as old as the process."""
 Drawn = tuple[dict[str, Any], list[str]]
 """A point by its settings, and as words for Hydra."""
 
@@ -125,6 +127,7 @@ def _begin(folder: Path) -> None:
         number = sum(1 for _ in folder.parent.glob(f"{folder.name}.killed*"))
         folder.rename(folder.with_name(f"{folder.name}.killed{number}"))
     folder.mkdir(parents=True)
+    (folder / BEGAN).touch()
 
 
 def _timed(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_runs import ROOT, SAID, Drawn
+from benchmarks.study_runs import BEGAN, ROOT, SAID, Drawn
 
 STATES = {"ok": "done", None: "failed"}
 SMALL = 300_000
@@ -36,6 +36,10 @@ class Trial:
     """Real tokens that it was trained on; after the last logged step counted as before it."""
     peak_memory_gib: float
     """Of its process."""
+    ready_s: float | None = None
+    """From the beginning of all until base and adapter were there."""
+    ended_s: float | None = None
+    """Until its result was written."""
 
     def as_json(self) -> dict[str, Any]:
         """For a row of the results."""
@@ -54,13 +58,17 @@ def study_trials(place: Path, drawn: Sequence[Drawn]) -> list[Trial]:
         other = {key: (line[key], value) for key, value in point.items() if line[key] != str(value)}
         if other:
             raise RuntimeError(f"Trial {line['trial']} of the study is another point: {other}")
-    found = [trial_of(number, place / str(number), point) for number, (point, _) in enumerate(drawn)]
+    found = [trial_of(number, place / str(number), point, place / BEGAN) for number, (point, _) in enumerate(drawn)]
     assert [trial.state for trial in found] == [line["state"] for line in lines]
     return found
 
 
-def trial_of(number: int, folder: Path, point: Mapping[str, Any]) -> Trial:
-    """A run by its files."""
+def trial_of(number: int, folder: Path, point: Mapping[str, Any], began: Path | None = None) -> Trial:
+    """A run by its files.
+
+    Args:
+        began: a file as old as all of it; None leaves out when things were.
+    """
     result = _read(folder / "result.json")
     file = folder / "metrics.jsonl"
     logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -77,7 +85,16 @@ def trial_of(number: int, folder: Path, point: Mapping[str, Any]) -> Trial:
         curve=[(row["step"], round(row["eval/loss"], 6)) for row in logged if "eval/loss" in row],
         num_tokens=round(per_step * num_steps),
         peak_memory_gib=round(last["train/peak_memory_gib"], 2) if last else 0.0,
+        ready_s=_after(began, folder / "run.json"),
+        ended_s=_after(began, folder / "result.json"),
     )
+
+
+def _after(began: Path | None, file: Path) -> float | None:
+    """Seconds between the last changes of two files."""
+    if began is None or not began.exists() or not file.exists():
+        return None
+    return round(file.stat().st_mtime - began.stat().st_mtime, 1)
 
 
 def keep(place: Path, to: Path, names: Mapping[str, str]) -> None:

@@ -6,10 +6,12 @@ waits; once all runs that are there wait for their training, the stack takes a s
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
+import weakref
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from llama_lab.errors import LlamaLabError
 from llama_lab.events import Pruned
 from llama_lab.rundir import RunDir
-from llama_lab.sweep.child import OUTPUT, Order, Reporter, begin_process, wait_until_free
+from llama_lab.sweep.child import OUTPUT, Order, Reporter, begin_process, print_into, wait_until_free
 from llama_lab.sweep.outcome import is_out_of_memory
 
 if TYPE_CHECKING:
+    from llama_lab.stacked.kept import Kept
     from llama_lab.stacked.shared import SharedBase
     from llama_lab.stacked.turns import Globals, Turn
 
@@ -29,6 +32,10 @@ log = logging.getLogger(__name__)
 
 MEMORY_FULL = 77
 """Exit code of a stack that ran out of memory: its rows are to be started again, fewer at a time."""
+NOT_EMPTY = 78
+"""Exit code of a process that still held what was the last stack's when it was to begin with another."""
+MAX_KEPT = 2**29
+"""Bytes on a GPU that a process without a base may hold, such as cuBLAS's."""
 ENDED, ALONE, APART = "ended", "alone", "apart"
 """The last word of an order: its exit code; what stacks do not take of points like it; why it does not go with the
 others of this stack."""
@@ -53,7 +60,10 @@ class Full(BaseException):
 
 
 def serve(settings: StackSettings, channel: Connection) -> None:
-    """Train what comes through `channel` as pairs of an order and its pipe, until None comes."""
+    """Train what comes through `channel` as pairs of an order and its pipe, until None comes.
+
+    Where other StackSettings come, once all runs have ended, it begins with another stack in the same environment.
+    """
     settings.log.parent.mkdir(parents=True, exist_ok=True)
     begin_process(settings.env, settings.log, settings.log)
     signal.signal(signal.SIGTERM, _terminated)
@@ -78,6 +88,7 @@ class _Host:
         self.runs: list[_Run] = []
         self.is_open = True
         self.shared: SharedBase | None = None
+        self.kept: Kept | None = None
         self.began: Globals | None = None
         self.num_begun = 0
 
@@ -105,6 +116,9 @@ class _Host:
         if found is None:
             self.is_open = False
             return
+        if isinstance(found, StackSettings):
+            self._begin_again(found)
+            return
         order, pipe = found
         if self.shared is None:
             self._prepare(order)
@@ -121,13 +135,25 @@ class _Host:
         from llama_lab.process import prepare, quiet_libraries
 
         prepare(order.config)
+        from llama_lab.stacked.kept import Kept
         from llama_lab.stacked.shared import SharedBase
         from llama_lab.stacked.turns import Globals
 
         quiet_libraries(order.config)
-        s = self.settings
-        self.shared = SharedBase(num_rows=s.num_rows, rank=s.rank, dropout=s.dropout)
+        s, self.kept = self.settings, self.kept or Kept()
+        self.shared = SharedBase(num_rows=s.num_rows, rank=s.rank, dropout=s.dropout, kept=self.kept)
         self.began = Globals.taken()
+
+    def _begin_again(self, settings: StackSettings) -> None:
+        """Forget the base and its stack; imports and kernels stay, and what other runs may need (kept.py)."""
+        model = weakref.ref(self.shared.model) if self.shared is not None and self.shared.model is not None else None
+        self.settings, self.shared, self.num_begun = settings, None, 0
+        print_into(settings.log, settings.log)
+        gc.collect()
+        if (model is not None and model() is not None) or _gpu_bytes() > MAX_KEPT:
+            log.info("The base of the last stack is still in memory: %d bytes on the GPU", _gpu_bytes())
+            os._exit(NOT_EMPTY)
+        log.info("Another stack in process %d", os.getpid())
 
     def _step(self) -> None:
         assert self.shared is not None
@@ -211,6 +237,15 @@ class _Run:
             print(f"llama_lab: {error}", file=output)
             return ENDED, error.exit_code if isinstance(error, LlamaLabError) else 1
         return ENDED, 0
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
 
 
 def _terminated(signum: int, frame: Any) -> None:

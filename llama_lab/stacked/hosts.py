@@ -18,7 +18,7 @@ from pathlib import Path
 from llama_lab.config import RunConfig
 from llama_lab.stacked.host import ALONE, APART, StackSettings
 from llama_lab.stacked.kind import Kind, kind_of
-from llama_lab.stacked.places import LonePlace, StackPlace
+from llama_lab.stacked.places import Left, LonePlace, StackPlace
 from llama_lab.stacked.rows import Stacking, stacking
 from llama_lab.sweep import child
 from llama_lab.sweep.processes import STOP, Hear, run_alone, warm_up
@@ -50,6 +50,8 @@ class Stacks:
     """Points by device and kind."""
     active: dict[str, StackPlace | LonePlace] = field(default_factory=dict)
     """By device."""
+    left: dict[str, Left] = field(default_factory=dict)
+    """Processes of stacks that have ended, by device: imports and kernels are there already."""
     ways: dict[Kind, Stacking] = field(default_factory=dict)
     deciding: threading.Lock = field(default_factory=threading.Lock)
     num_stacks: int = 0
@@ -77,6 +79,8 @@ class Stacks:
             finally:
                 self._leave(place)
             if last_word is None:
+                if place.has_not_begun():
+                    continue
                 if place.settings.num_rows == 1:
                     return place.exit_code()
                 self._broken(place)
@@ -110,9 +114,10 @@ class Stacks:
     def close(self) -> None:
         """End the stacks, which have no rows any more."""
         with self.changed:
-            for device, place in list(self.active.items()):
+            for place in [*self.active.values(), *self.left.values()]:
                 place.close()
-                del self.active[device]
+            self.active.clear()
+            self.left.clear()
 
     def _decided(self, kind: Kind, config: RunConfig, device: str) -> Stacking:
         if kind.alone is not None:
@@ -164,7 +169,8 @@ class Stacks:
             fullest = max((self._together(device, other) for other in others), default=0)
             return self.is_queue or 2 * own >= fullest
         if place is not None and place.num_points == 0:
-            place.close()
+            if left := place.leave():
+                self.left[device] = left
             del self.active[device]
             place = None
         if place is not None or self._more_are_coming():
@@ -182,6 +188,10 @@ class Stacks:
         return min(way.num_rows if way and way.num_rows else 1, beside + self.waiting[device, kind])
 
     def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> StackPlace | LonePlace:
+        left = self.left.pop(_device(order), None)
+        if left and (num_rows is None or left.env != order.env):
+            left.close()
+            left = None
         if num_rows is None:
             return LonePlace()
         self.num_stacks += 1
@@ -192,7 +202,7 @@ class Stacks:
             log=self.folder / f"stack-{self.num_stacks}.log",
             env=dict(order.env),
         )
-        return StackPlace(kind=kind, settings=settings)
+        return StackPlace(kind=kind, settings=settings, left=left)
 
     def _leave(self, place: StackPlace | LonePlace) -> None:
         with self.changed:

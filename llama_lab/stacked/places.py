@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_lab.config import RunConfig
-from llama_lab.stacked.host import MEMORY_FULL, StackSettings, serve
+from llama_lab.stacked.host import MEMORY_FULL, NOT_EMPTY, StackSettings, serve
 from llama_lab.stacked.kind import Kind
 from llama_lab.sweep import child
 from llama_lab.sweep.processes import CHILDREN, Hear, fork_server, started
 
 CLOSE_S = 20.0
 """So long a stack without rows may take to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """The process of a stack that has ended well, for the next one."""
+
+    process: Any
+    channel: Connection
+    env: dict[str, str]
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError):  # it has ended already
+            self.channel.send(None)
+            self.channel.close()
+        self.process.join(CLOSE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        CHILDREN.discard(self.process)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -27,6 +48,9 @@ class LonePlace:
     def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         """Nothing beside its one point."""
         return False
+
+    def leave(self) -> None:
+        """Nothing: its process has ended."""
 
     def close(self) -> None:
         """Nothing: its process has ended."""
@@ -40,6 +64,8 @@ class StackPlace:
     settings: StackSettings
     num_points: int = 0
     """That are in it."""
+    left: Left | None = None
+    """A process to begin in."""
     process: Any = None
     channel: Connection | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -84,22 +110,24 @@ class StackPlace:
             return f"of {rows} rows was killed by {signal.Signals(-code).name}"
         return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
 
+    def has_not_begun(self) -> bool:
+        """Whether the process that it was to begin in has ended before: another one is to do it."""
+        return self.exit_code() == NOT_EMPTY
+
+    def leave(self) -> Left | None:
+        """Its process, which has no rows any more, for the next stack."""
+        if self.process is None or self.channel is None or self._has_ended():
+            self.close()
+            return None
+        left = Left(process=self.process, channel=self.channel, env=self.settings.env)
+        self.process = self.channel = None
+        return left
+
     def close(self) -> None:
         """End the process."""
-        if self.process is None:
-            return
-        try:
-            if self.channel is not None:
-                self.channel.send(None)
-                self.channel.close()
-        except OSError:
-            pass  # it has ended already
-        with self.waiting_for:
-            self.process.join(CLOSE_S)
-            if self.process.is_alive():
-                self.process.kill()
-                self.process.join()
-        CHILDREN.discard(self.process)
+        if self.process is not None and self.channel is not None:
+            with self.waiting_for:
+                Left(process=self.process, channel=self.channel, env={}).close()
 
     def _has_ended(self) -> bool:
         if self.process is None:
@@ -108,6 +136,10 @@ class StackPlace:
             return not self.process.is_alive()
 
     def _start(self) -> None:
+        if self.process is None and self.left is not None:
+            self.process, self.channel = self.left.process, self.left.channel
+            with suppress(OSError):  # it has ended meanwhile, as `do` finds out
+                self.channel.send(self.settings)
         if self.process is None:
             self.channel, theirs = fork_server().Pipe()
             self.process = started(serve, (self.settings, theirs), "stack")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from llama_lab.backend import Adapted, Rows, load_rows
+from llama_lab.backend import Adapted, Rows
 from llama_lab.choices import Engine, Memory
 from llama_lab.config import RunConfig
 from llama_lab.continued import continue_adapter
@@ -21,7 +21,7 @@ from llama_lab.lora import add_adapter
 from llama_lab.micro_batch import memory_level
 from llama_lab.model import base_shape, load_base, set_special_tokens
 from llama_lab.results import FitResult
-from llama_lab.stacked.starts import Starts
+from llama_lab.stacked.kept import Kept
 from llama_lab.stacked.turns import Turn
 
 if TYPE_CHECKING:
@@ -50,23 +50,14 @@ class SharedBase:
     """Of the stack: smaller adapters are padded to it."""
     dropout: bool
     """Some row may drop activations."""
+    kept: Kept = field(default_factory=Kept)
     model: PeftModel | None = None
     stack: Stack | None = None
     level: Memory | None = None
     done_with: str | None = None
     """The last adapter, where nobody needs it any more."""
-    starts: Starts = field(default_factory=Starts)
-    last_rows: tuple[Any, Rows] | None = None
-    """And what they depend on."""
     waiting: dict[int, Turn] = field(default_factory=dict)
     """The runs whose rows are being trained, by the identity of the row."""
-
-    def rows(self, config: RunConfig) -> Rows:
-        """Those of the run before, where this one trains on the same."""
-        wanted = (config.model, config.dataset, config.trainer.name, config.seed)
-        if self.last_rows is None or self.last_rows[0] != wanted:
-            self.last_rows = wanted, load_rows(config)
-        return self.last_rows[1]
 
     def adapted(self, config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
         """The shared model with one more adapter, which is the active one."""
@@ -77,7 +68,7 @@ class SharedBase:
         elif config.model.adapter:
             continue_adapter(self.model, config.model.adapter, name)
         else:
-            self.starts.add(self.model, name, config.lora, seed=config.seed)
+            self.kept.add_adapter(self.model, name, config)
         self.model.set_adapter(name)
         if self.done_with is not None:
             self.model.delete_adapter(self.done_with)
@@ -89,7 +80,7 @@ class SharedBase:
         if start:
             return continue_adapter(base, start, name)
         model = add_adapter(base, config.lora, seed=config.seed, name=name)
-        self.starts.keep(model, name, config.lora, seed=config.seed)
+        self.kept.remember(model, name, config)
         return model
 
     def drop(self, name: str) -> None:
@@ -145,7 +136,7 @@ class StackBackend:
     turn: Turn
 
     def rows(self, config: RunConfig) -> Rows:
-        return self.shared.rows(config)
+        return self.shared.kept.rows(config)
 
     def adapted(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Adapted:
         model = self.shared.adapted(config, self.name, tokenizer)

@@ -122,12 +122,17 @@ def begin_process(env: Mapping[str, str], output: Path, log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the study, which ends its trials
     os.environ.update(env)
     _forget_what_read(env)
+    print_into(output, log)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def print_into(output: Path, log: Path) -> None:
+    """What this process prints goes into one file from now on, its log lines into another, or into the same."""
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.close(printed)
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _forget_what_read(env: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from llama_lab.backend import Adapted, OwnBackend
 from llama_lab.choices import Engine
+from llama_lab.compose import compose_words
 from llama_lab.config import OWN_ADAPTER
 from llama_lab.embedded import materialise
 from llama_lab.engine import loop
@@ -24,6 +25,12 @@ from llama_lab.lock import config_of
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, set_special_tokens
 from llama_lab.runner import run
+from llama_lab.stacked.host import NOT_EMPTY, StackSettings
+from llama_lab.stacked.hosts import Stacks
+from llama_lab.stacked.places import Left
+from llama_lab.sweep.child import Order
+from llama_lab.sweep.judge import hear
+from llama_lab.sweep.processes import fork_server, started
 
 from .conftest import read_json, steps_logged
 from .studies import LEAN, RANK, RATE, STUDY, folders, trials
@@ -87,6 +94,45 @@ def test_the_same_grid_again_repeats_nothing_and_another_one_is_refused(grid, la
     assert other.returncode == 2
     assert "trainer.weight_decay: 0.0 then, 0.1 now" in other.stderr
     assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_a_stack_that_begins_in_the_process_of_another_learns_the_same(grid, lab, tmp_path):
+    words = ["quant=nf4,none" if word.startswith("quant=") else word for word in GRID]
+    done = lab("-m", *words, *STACKED, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # the first base is out of memory, or another process would have begun
+    assert "Another stack in process" in (tmp_path / "grid" / "stack-2.log").read_text()
+    losses = [
+        {
+            (lock["quant"]["type"], lock["lora"]["r"]): read_json(sweep / str(number) / "result.json")["eval_loss"]
+            for number in folders(sweep)
+            if (lock := read_json(sweep / str(number) / "run.json")["config"])
+        }
+        for sweep in (tmp_path / "grid", grid[0])
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0].items() <= losses[1].items()
+
+
+def not_empty(channel):
+    """What a process does that cannot begin with another stack."""
+    assert isinstance(channel.recv(), StackSettings)
+    os._exit(NOT_EMPTY)
+
+
+def test_where_a_process_cannot_begin_with_another_stack_a_new_one_does(tmp_path):
+    config = compose_words([*LEAN, "lora.r=4", "quant=none"])
+    stacks = Stacks(wanted=2, configs=[config], folder=tmp_path, offline=True, is_queue=True)
+    ours, theirs = fork_server().Pipe()
+    stacks.left[""] = Left(process=started(not_empty, (theirs,), "stack"), channel=ours, env={})
+    theirs.close()
+    order = Order(config=config, folder=tmp_path / "0", overrides=[])
+    try:
+        assert stacks.run(order, lambda pipe, sentinel: hear(pipe, sentinel, lambda *_: None, lambda *_: None)) == 0
+    finally:
+        stacks.close()
+    assert read_json(tmp_path / "0" / "result.json")["status"] == "ok"
+    assert not stacks.left
 
 
 class LoopBackend(OwnBackend):

@@ -21,7 +21,6 @@ from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.kind import kind_of
 from llama_lab.stacked.places import StackPlace
 from llama_lab.stacked.rows import Stacking, check_rows, largest_stack, predicted, stacking
-from llama_lab.stacked.shared import SharedBase
 from llama_lab.stacked.turns import Globals, Turn
 
 MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "stacked.json"
@@ -233,13 +232,3 @@ def test_a_run_that_is_stopped_ends_with_what_stops_it():
     turn.stop(SystemExit(143))
     assert turn.has_ended
     assert [stop.code for stop in seen] == [143]
-
-
-def test_runs_on_the_same_rows_load_them_once(model_cache):
-    shared = SharedBase(num_rows=2, rank=8, dropout=False)
-    words = ["model=tiny", "dataset=sample", "dataset.max_train_rows=8", "dataset.max_eval_rows=4"]
-    first = shared.rows(compose_words([*words, "lora.r=4"]))
-    assert shared.rows(compose_words([*words, "lora.r=8", "trainer.learning_rate=1e-3"])) is first
-    assert shared.rows(compose_words([*words, "seed=3"])) is not first  # other data sets are split by it
-    _, splits, _ = shared.rows(compose_words([*words, "dataset.max_train_rows=6"]))
-    assert len(splits.train.tokens) == 6

@@ -1,4 +1,4 @@
-"""The numbers that adapters begin with, drawn once for all that begin alike.
+"""What the runs of a process need alike: rows, and the numbers that adapters begin with, drawn once.
 
 PEFT draws each matrix twice, on the CPU: half a second to two for an adapter of a 7B, in which its stack stands still.
 The trials of a study mostly share their seed, so that adapters of one rank begin with the same numbers.
@@ -7,19 +7,20 @@ The trials of a study mostly share their seed, so that adapters of one rank begi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from llama_lab.backend import Rows, load_rows
 from llama_lab.choices import Bias, LoraInit
-from llama_lab.config import LoraSettings
+from llama_lab.config import RunConfig
 from llama_lab.lora import add_named_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-KEPT = 4
+MAX_STARTS = 4
 """Starts in memory: of rank 64 on all linear layers of a 7B each takes 0.6 GiB."""
 
 
@@ -47,42 +48,51 @@ class Start:
         torch.set_rng_state(self.torch_state)
 
 
-class Starts:
-    """Those of one base, the last used ones."""
+class Kept:
+    """Of the runs that there have been, for those that come; also where these have another base."""
 
     def __init__(self) -> None:
         """None yet."""
-        self._known: dict[str, Start] = {}
+        self._starts: dict[str, Start] = {}
+        self._rows: tuple[Any, Rows] | None = None
 
-    def keep(self, model: PeftModel, name: str, lora: LoraSettings, *, seed: int) -> None:
-        """Remember what an adapter, which has just been made, begins with."""
-        if (key := _key(lora, seed)) is not None:
-            self._known[key] = Start.of(model, name)
-            while len(self._known) > KEPT:
-                del self._known[next(iter(self._known))]
+    def rows(self, config: RunConfig) -> Rows:
+        """Those of the run before, where this one trains on the same."""
+        wanted = (config.model, config.dataset, config.trainer.name, config.seed)
+        if self._rows is None or self._rows[0] != wanted:
+            self._rows = wanted, load_rows(config)
+        return self._rows[1]
 
-    def add(self, model: PeftModel, name: str, lora: LoraSettings, *, seed: int) -> None:
+    def remember(self, model: PeftModel, name: str, config: RunConfig) -> None:
+        """What an adapter, which has just been made, begins with."""
+        if (key := _key(config)) is not None:
+            self._starts[key] = Start.of(model, name)
+            while len(self._starts) > MAX_STARTS:
+                del self._starts[next(iter(self._starts))]
+
+    def add_adapter(self, model: PeftModel, name: str, config: RunConfig) -> None:
         """One more adapter, to the bit as of add_named_adapter, which says what it raises."""
-        key = _key(lora, seed)
-        if key not in self._known:
-            add_named_adapter(model, name, lora, seed=seed)
-            self.keep(model, name, lora, seed=seed)
+        key = _key(config)
+        if key not in self._starts:
+            add_named_adapter(model, name, config.lora, seed=config.seed)
+            self.remember(model, name, config)
             return
-        add_named_adapter(model, name, lora, seed=seed, empty=True)
-        start = self._known.pop(key)
+        add_named_adapter(model, name, config.lora, seed=config.seed, empty=True)
+        start = self._starts.pop(key)
         start.put(model, name)
-        self._known[key] = start  # the last used one is the last to go
+        self._starts[key] = start  # the last used one is the last to go
 
 
 _WITHIN = ".*."
 """Stands for the adapter's name in that of a parameter."""
 
 
-def _key(lora: LoraSettings, seed: int) -> str | None:
+def _key(config: RunConfig) -> str | None:
     """What a start depends on; None where it is more than random numbers."""
+    lora = config.lora
     if lora.modules_to_save or lora.use_dora or lora.bias is not Bias.none or lora.init is not LoraInit.default:
         return None
-    return f"{seed} {replace(lora, alpha=1.0, dropout=0.0)}"
+    return f"{config.seed} {config.model} {replace(lora, alpha=1.0, dropout=0.0)}"
 
 
 def _parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:

@@ -6,6 +6,7 @@ python docs/render.py             # with --check it only compares
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
-from render_speed import speed_cpu_table, speed_table, stacked_table  # noqa: E402
+from render_speed import SPEED_H200, speed_cpu_table, speed_table, stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
 from render_study import study_section  # noqa: E402
 from render_sweep import speed_sweep_table  # noqa: E402
@@ -186,6 +187,7 @@ BLOCKS = {
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
     "speed": speed_table,
+    "speed_h200": partial(speed_table, SPEED_H200),
     "speed_sweep": speed_sweep_table,
     "speed_profile": speed_profile_table,
     "learning": learning_table,

@@ -12,6 +12,7 @@ from llama_lab.choices import Memory
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"
+SPEED_H200 = SPEED.with_name("speed_h200.json")
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
 STACKED = SPEED.with_name("stacked.json")
 

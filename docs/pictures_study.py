@@ -1,21 +1,18 @@
-"""Draws docs/images/study_stacked.svg: the losses of a stacked study's points, and its time beside one by one.
+"""Draws docs/images/study_*.svg: the losses of a stacked study's points, and its time beside one by one.
 
-python docs/pictures_study.py                              # of benchmarks/results/study.json, its first case
-python docs/pictures_study.py --case embedded --out FILE   # the first case with that word in it
+python docs/pictures_study.py          # a picture for each case in benchmarks/results/study.json
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pictures_stacked import COLOURS, INK, PALE, box, text
-from render_study import ONE_BY_ONE, PICTURE, STACKED, STUDY, duration, partner
+from render_study import ONE_BY_ONE, PICTURES, STACKED, STUDY, duration, partner
 
 WIDTH, HEIGHT = 860, 400
-LEFT, RIGHT, TOP, BOTTOM = 60, 470, 84, 340
+LEFT, RIGHT, TOP, BOTTOM = 80, 480, 84, 340
 """Of the left panel, in which the losses are."""
 BARS, BARS_END = 530, 830
 WINNER, PRUNED = COLOURS[1], COLOURS[0]
@@ -23,20 +20,20 @@ Scale = Callable[[float], float]
 
 
 def main() -> None:
-    """Write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=STUDY)
-    parser.add_argument("--case", default="", help="a word of the case")
-    parser.add_argument("--out", type=Path, default=PICTURE)
-    args = parser.parse_args()
-    rows = json.loads(args.results.read_text())["rows"]
-    stacked = next(row for row in rows if row["system"] == STACKED and args.case in row["case"])
-    body = [*losses_panel(stacked), *time_panel(stacked, partner(stacked, rows, ONE_BY_ONE))]
+    """Write the pictures."""
+    rows = json.loads(STUDY.read_text())["rows"]
+    for row, file in zip((row for row in rows if row["system"] == STACKED), PICTURES, strict=True):
+        file.write_text(picture(row, partner(row, rows, ONE_BY_ONE)))
+
+
+def picture(stacked: dict[str, Any], whole: dict[str, Any] | None) -> str:
+    """Of one study, beside the same points one by one where these were measured."""
+    body = [*losses_panel(stacked), *time_panel(stacked, whole)]
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="13">'
     )
-    args.out.write_text("\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *body, "</svg>\n"]))
+    return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *body, "</svg>\n"])
 
 
 def losses_panel(row: dict[str, Any]) -> list[str]:
@@ -54,7 +51,7 @@ def losses_panel(row: dict[str, Any]) -> list[str]:
         ]
     for step in _ticks(row):
         drawn += [text(x(step), BOTTOM + 20, str(step), PALE, "middle")]
-    drawn += [text(LEFT, BOTTOM + 42, "ring: pruned there; dot: trained whole; orange: the best", PALE)]
+    drawn += [text(LEFT, BOTTOM + 42, "ring: pruned; dot: trained whole; orange: best", PALE)]
     drawn += [text(RIGHT, BOTTOM + 42, "steps", PALE, "end")]
     best = row["winner"]["number"] if row["winner"] else None
     for trial in sorted(row["record"], key=lambda trial: (trial["number"] == best, trial["num_steps"])):
@@ -66,7 +63,7 @@ def losses_panel(row: dict[str, Any]) -> list[str]:
 
 def time_panel(stacked: dict[str, Any], whole: dict[str, Any] | None) -> list[str]:
     """A bar a way; that of one by one has a piece a run."""
-    longest = max(row["makespan_s"] for row in (stacked, whole) if row)
+    longest = whole["makespan_s"] if whole else 2 * stacked["makespan_s"]
     scale = (BARS_END - BARS) / longest
     drawn = [text(BARS, 30, "Time on one card", weight="bold"), text(BARS, 50, stacked["card"], PALE)]
     drawn += [text(BARS, 110, "stacked, successive halving"), box(BARS, 120, scale * stacked["makespan_s"], 34, WINNER)]
@@ -80,7 +77,7 @@ def time_panel(stacked: dict[str, Any], whole: dict[str, Any] | None) -> list[st
         at += scale * seconds
     drawn += [text(BARS_END, 264, duration(whole["makespan_s"]), INK, "end")]
     times = whole["makespan_s"] / stacked["makespan_s"]
-    return [*drawn, text(BARS, 310, f"{times:.1f} times as fast", weight="bold")]
+    return [*drawn, text(BARS, 310, f"{times:.2f} times as fast", weight="bold")]
 
 
 def _ticks(row: dict[str, Any]) -> list[int]:

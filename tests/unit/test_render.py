@@ -45,22 +45,54 @@ def test_a_whole_study_is_shown_once_it_is_measured(tmp_path, monkeypatch):
     assert render_study.study_section() == ""
     file.write_text(json.dumps({"rows": [STACKED, WHOLE]}))
     page = render_study.study_section()
-    assert "| 3 points | stacked, successive halving | 1 done, 2 pruned | 13 | 50 s (3.0x as fast) | 2.1000 |" in page
-    assert "| 3 points | one by one, whole | 3 done | 27 | 2 min 30 s | 2.0000 |" in page
+    assert (
+        "| 3 points | stacked, successive halving | abc | 1 done, 2 pruned | 13 | 50 s (3.00x as fast) | 2.1000 |"
+        in page
+    )
+    assert "| 3 points | one by one, whole | abc | 3 done | 27 | 2 min 30 s | 2.0000 |" in page
     assert "winner is number 2 of 3 among the points trained whole (2.1000 there, 2.0000 the best" in page
-    picture = tmp_path / "study.svg"
-    monkeypatch.setattr(sys, "argv", ["", "--results", str(file), "--out", str(picture)])
-    pictures_study.main()
-    drawn = picture.read_text()
+    assert "Aimed at" not in page
+    drawn = pictures_study.picture(STACKED, WHOLE)
     assert drawn.count("<circle") == 3
-    assert "3.0 times as fast" in drawn
+    assert "3.00 times as fast" in drawn
+    assert "times as fast" not in pictures_study.picture(STACKED, None)
+
+
+@pytest.mark.parametrize(("seconds", "best", "said"), [(25, 0, "reached"), (26, 0, "missed"), (25, 1, "missed")])
+def test_what_was_aimed_at_is_told_beside_the_study(tmp_path, monkeypatch, seconds, best, said):
+    import render_study
+
+    case = {"case": "512 tokens, 3 points"}
+    winner = {"winner": WHOLE["record"][best]}
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"rows": [STACKED | case | winner | {"makespan_s": seconds}, WHOLE | case]}))
+    monkeypatch.setattr(render_study, "STUDY", file)
+    assert f"and the same winner ({said}: {150 / seconds:.2f} times)" in render_study.study_section()
+
+
+def test_points_trained_whole_elsewhere_tell_the_winner_and_not_the_time(tmp_path, monkeypatch):
+    import render_study
+
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"rows": [STACKED, WHOLE | {"card": "none; some CPU", "cpus": 2}]}))
+    monkeypatch.setattr(render_study, "STUDY", file)
+    page = render_study.study_section()
+    assert "winner is number 2 of 3" in page
+    assert "Those were trained on a CPU with 2 cores." in page
+    assert "as fast" not in page.split("| 3 points")[1]
 
 
 def trial(number, state, steps, loss, curve):
     return {"number": number, "state": state, "num_steps": steps, "loss": loss, "curve": curve, "point": {}}
 
 
-SHARED = {"case": "3 points", "card": "a card", "versions": {"torch": "2"}, "command": "python -m benchmarks.study"}
+SHARED = {
+    "case": "3 points",
+    "commit": "abc",
+    "card": "a card",
+    "versions": {"torch": "2"},
+    "command": "python -m benchmarks.study",
+}
 DONE = trial(1, "done", 9, 2.1, [[3, 2.5], [9, 2.1]])
 STACKED = SHARED | {
     "system": "stacked, successive halving",

@@ -11,7 +11,7 @@ command as a user types it, from its start to its exit: the stacked launcher, su
 random sampler, so that both ways train the same points. One by one is a plain run a point, each whole, each in a
 process of its own, by the fast engine as well. Its time is the sum of the wall times of the processes, which is what
 one GPU would take; the first has the machine to itself and fills the compile cache. Each way begins with an empty
-compile cache.
+compile cache, or with the one that --cache names, which the first study with it fills.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=27)
     parser.add_argument("--steps", type=int, default=729, help="optimizer steps of a whole trial")
     parser.add_argument("--first-rung", type=int, help="steps until trials are first compared (default: a 27th)")
+    parser.add_argument(
+        "--cache",
+        type=lambda given: Path(given).resolve(),
+        help="begin with this compile cache instead of an empty one a way",
+    )
     parser.add_argument("--folder", type=Path, help="keep the runs there; whole ones that lie there are only read")
     parser.add_argument("--keep", type=Path, help="copy the small files of the study there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
@@ -82,7 +87,7 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     drawn = points(words, args.trials)
     if args.part != "one_by_one":
         place, own = folder / "stacked", study_words(args)
-        timed = run_study([*words, *own], place, folder / "cache_stacked")
+        timed = run_study([*words, *own], place, args.cache or folder / "cache_stacked")
         if args.keep:
             bases = {} if args.embedded else {args.words[0]: "BASE"}
             keep(place, args.keep, {str(place): "outputs/lora_quant", **bases, f"{folder}/": ""})
@@ -98,7 +103,7 @@ def one_by_one_row(args: argparse.Namespace, words: list[str], drawn: list[Drawn
     numbers = list(range(len(drawn)))
     if args.one_of_each:
         numbers = [0, *sorted({quant: n for n, quant in reversed(list(enumerate(quants))) if n}.values())]
-    runs = one_by_one(words, drawn, numbers, place, folder / "cache_one_by_one", args.gpus)
+    runs = one_by_one(words, drawn, numbers, place, args.cache or folder / "cache_one_by_one", args.gpus)
     seconds = sum(run.seconds for run in runs)
     said = f"the sum of the wall times of {len(runs)} processes, {args.gpus} at a time on a GPU each"
     if args.one_of_each:
@@ -150,7 +155,7 @@ def row_of(
     done = sorted((t for t in trials if t.state == "done"), key=lambda t: t.loss or 0.0)
     states = [trial.state for trial in trials]
     return {
-        "case": f"{size}, {args.trials} points of {args.steps} steps",
+        "case": f"{size}, {args.trials} points of {args.steps} steps" + (", kernels compiled" if args.cache else ""),
         "system": system,
         **head(),
         "cpus": os.cpu_count(),

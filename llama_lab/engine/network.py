@@ -16,7 +16,7 @@ from llama_lab.engine.adapted import Projection
 from llama_lab.engine.adapter import Adapter
 from llama_lab.engine.block import Block, Saved, Step
 from llama_lab.engine.frozen import Frozen, base_of
-from llama_lab.engine.pieces import Pieces
+from llama_lab.engine.pieces import Pieces, pieces_for
 from llama_lab.engine.rows import RowBounds
 from llama_lab.fast_memory import HEAD_CHUNK
 
@@ -52,7 +52,7 @@ class Network:
         inner = causal.model
         self.embedding, self.rotary = inner.embed_tokens.weight.data, inner.rotary_emb
         self.head, self.norm = causal.lm_head.weight.data, (inner.norm.weight.data, inner.norm.variance_epsilon)
-        self.pieces, self.dropout = Pieces(compiled=compiled, any_number=num_rows > 1), dropout
+        self.pieces, self.dropout = self._pieces(causal.config, num_rows, compiled), dropout
         groups = [group for layer in inner.layers for group in projections_of(layer)]
         self.lora = [[layer for layer in group if layer is not base_of(layer)] for group in groups]
         self.adapter = Adapter(
@@ -60,6 +60,13 @@ class Network:
         )
         self.blocks = self._blocks(inner.layers, groups, memory)
         self.first_adapted = next(i for i, block in enumerate(self.blocks) if block.is_adapted)
+
+    def _pieces(self, config: Any, num_rows: int, compiled: bool) -> Pieces:
+        """Of a stack those of the one before, where that had the same sizes: what was compiled for it is there."""
+        if not compiled or num_rows == 1:
+            return Pieces(compiled=compiled)
+        head = (*self.head.shape, self.norm[1], self.head.dtype, self.head.device)
+        return pieces_for((*head, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads))
 
     @property
     def num_keys(self) -> int:
@@ -90,7 +97,8 @@ class Network:
         x, hidden_KND, rstd = self.pieces("added_normed", "head")(x, delta, *self.norm)
         hidden, targets = hidden_KND.flatten(0, 1), inputs.tokens_3KN[1].flatten()
         num_adapters, num_tokens = inputs.tokens_3KN.shape[1:]
-        shares = inputs.share_K[:, None].expand(-1, num_tokens).reshape(-1)
+        # of one adapter `expand` alone would be a view, and a new case for the compiler
+        shares = inputs.share_K[:, None].expand(-1, num_tokens).contiguous().view(-1)
         grad, losses = torch.empty_like(hidden), []
         for start in range(0, len(hidden), HEAD_CHUNK):
             part = slice(start, start + HEAD_CHUNK)

@@ -6,7 +6,7 @@ Plain functions of tensors: nothing here is known to autograd. N tokens, I inter
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -108,6 +108,15 @@ class Pieces:
             by_number = self.any_number and name not in OF_WEIGHTS
             self._made[name, place] = partial(_for_any_number, made) if by_number else made
         return self._made[name, place]
+
+
+@cache
+def pieces_for(sizes: tuple[Any, ...]) -> Pieces:
+    """Those of all stacks in this process whose model has these sizes.
+
+    Other sizes get others, or the compiler would take what differs for a variable.
+    """
+    return Pieces(compiled=True, any_number=True)
 
 
 def _for_any_number(made: Callable[..., Any], *args: Any) -> Any:

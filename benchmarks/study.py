@@ -11,7 +11,7 @@ command as a user types it, from its start to its exit: the stacked launcher, su
 random sampler, so that both ways train the same points. One by one is a plain run a point, each whole, each in a
 process of its own, by the fast engine as well. Its time is the sum of the wall times of the processes, which is what
 one GPU would take; the first has the machine to itself and fills the compile cache. Each way begins with an empty
-compile cache, or with the one that --cache names, which the first study with it fills.
+compile cache, or with the one that --cache names: cache_stacked in the --folder of an earlier call.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks.speed_gpu import RESULTS as SPEED
 from benchmarks.speed_gpu import add, head, write_rows
 from benchmarks.study_runs import Drawn, Timed, one_by_one, points, run_study
 from benchmarks.study_trials import Trial, keep, study_trials, trial_of
+from llama_lab.sweep.slots import has_gpu
 
 RESULTS = SPEED.with_name("study.json")
 STACKED, ONE_BY_ONE = "stacked, successive halving", "one by one, whole"
@@ -70,6 +71,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="copy the small files of the study there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")
     args = parser.parse_intermixed_args()
+    if args.cache and not any(args.cache.glob("*/*")):
+        parser.error(f"--cache {args.cache} has nothing in it; FOLDER/cache_stacked of an earlier --folder FOLDER has")
     if not args.embedded and (not args.words or "=" in args.words[0]):
         parser.error("type BASE, the folder of a checkpoint, or --embedded")
     with tempfile.TemporaryDirectory() as temporary:
@@ -105,7 +108,8 @@ def one_by_one_row(args: argparse.Namespace, words: list[str], drawn: list[Drawn
         numbers = [0, *sorted({quant: n for n, quant in reversed(list(enumerate(quants))) if n}.values())]
     runs = one_by_one(words, drawn, numbers, place, args.cache or folder / "cache_one_by_one", args.gpus)
     seconds = sum(run.seconds for run in runs)
-    said = f"the sum of the wall times of {len(runs)} processes, {args.gpus} at a time on a GPU each"
+    said = f"the sum of the wall times of {len(runs)} processes"
+    said += f", {args.gpus} at a time on a GPU each" if has_gpu() else ""
     if args.one_of_each:
         by_quant = {quants[n]: run.seconds for n, run in zip(numbers[1:], runs[1:], strict=True)}
         seconds = runs[0].seconds + sum(by_quant[quant] for quant in quants[1:])

@@ -22,7 +22,8 @@ Scale = Callable[[float], float]
 def main() -> None:
     """Write the pictures."""
     rows = json.loads(STUDY.read_text())["rows"]
-    for row, file in zip((row for row in rows if row["system"] == STACKED), PICTURES, strict=True):
+    for case, file in PICTURES.items():
+        row = next(row for row in rows if (row["system"], row["case"]) == (STACKED, case))
         file.write_text(picture(row, partner(row, rows, ONE_BY_ONE)))
 
 

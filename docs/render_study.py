@@ -6,7 +6,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "benchmarks" / "results" / "study.json"
-PICTURES = [ROOT / "docs" / "images" / name for name in ("study_stacked.svg", "study_embedded.svg")]
+PICTURES = {
+    "512 tokens, 27 points of 729 steps": ROOT / "docs" / "images" / "study_stacked.svg",
+    "embedded, 27 points of 243 steps": ROOT / "docs" / "images" / "study_embedded.svg",
+}
+"""By the case that each shows."""
 STACKED, ONE_BY_ONE = "stacked, successive halving", "one by one, whole"
 AIM = 6
 """Times as fast as one by one, at least."""
@@ -14,8 +18,8 @@ INTRO = """## A whole study
 
 The command at the top with the random sampler and successive halving of factor 3, from its start to its exit, beside
 the same points trained whole, in a process each, one after the other on one card, by the fast engine as well.
-Importing, loading, compiling with an empty cache and measuring are in both. The space is the shipped one without int8,
-which the fast engine leaves to TRL."""
+Importing, loading, compiling (with an empty cache, if not said otherwise) and measuring are in both. The space is the
+shipped one without int8, which the fast engine leaves to TRL."""
 
 
 def study_section() -> str:
@@ -30,7 +34,9 @@ def study_section() -> str:
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     source = f"On one {first['card']}; {versions}: benchmarks/results/study.json, by `{first['command']}`."
-    shown = [f"![The losses of the points, and the time](images/{file.name})" for file in PICTURES if file.exists()]
+    shown = [
+        f"![The losses of the points, and the time](images/{file.name})" for file in PICTURES.values() if file.exists()
+    ]
     return "\n\n".join([INTRO, "\n".join(lines), *found, source, *shown, ""])
 
 
@@ -41,7 +47,8 @@ def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     whole = partner(row, rows, ONE_BY_ONE)
     if row["system"] == STACKED and whole:
         time += f" ({whole['makespan_s'] / row['makespan_s']:.2f}x as fast)"
-    cells = [row["case"], row["system"], row["commit"], trials, f"{row['optimizer_steps']:,}", time, best]
+    way = row["system"] + ("" if row["card"] == rows[0]["card"] else f", on {cpu_of(row)}")
+    cells = [row["case"], way, row["commit"], trials, f"{row['optimizer_steps']:,}", time, best]
     return f"| {' | '.join(cells)} |"
 
 

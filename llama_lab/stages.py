@@ -125,7 +125,9 @@ def run_stages(
     for stage, config in zip(stages, configs, strict=True):
         config.tracking = replace(config.tracking, group=config.tracking.group or group)
         if stage is not stages[0]:
-            _forget_peak()
+            from llama_lab.training import forget_peak  # the first stage has imported torch
+
+            forget_peak()
             check_adapter(config)
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
         value = run(config, stage.folder(folder), stage.words)
@@ -151,14 +153,6 @@ def _check_begun(folder: Path, stages: list[Stage], configs: list[RunConfig]) ->
                 check_unchanged(run_dir.read_lock(), config)
             except LlamaLabError as error:
                 raise ConfigError(f"stage {stage.name}: {error}") from error
-
-
-def _forget_peak() -> None:
-    """Let the next stage have the peak of its own memory; on a CPU it is that of the whole process."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def write_stages(folder: Path, stages: list[Stage]) -> None:

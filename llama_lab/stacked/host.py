@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 
 MEMORY_FULL = 77
 """Exit code of a stack that ran out of memory: its rows are to be started again, fewer at a time."""
-NOT_EMPTY = 78
-"""Exit code of a process that still held what was the last stack's when it was to begin with another."""
+BEGUN = "begun"
+"""Said through the channel by a process that has let go of the last stack and begins with another."""
+FIRST_S = 5.0
+"""So long a stack waits for the next of the rows that it is to begin with."""
 MAX_KEPT = 2**29
 """Bytes on a GPU that a process without a base may hold, such as cuBLAS's."""
 ENDED, ALONE, APART = "ended", "alone", "apart"
@@ -53,6 +55,9 @@ class StackSettings:
     log: Path
     """What libraries print, and the log lines of the stack itself."""
     env: dict[str, str]
+    num_first: int = 1
+    """Rows that are on their way as the stack begins: they take their first step together, so that a study measures
+    and judges them together."""
 
 
 class Full(BaseException):
@@ -62,7 +67,8 @@ class Full(BaseException):
 def serve(settings: StackSettings, channel: Connection) -> None:
     """Train what comes through `channel` as pairs of an order and its pipe, until None comes.
 
-    Where other StackSettings come, once all runs have ended, it begins with another stack in the same environment.
+    Where other StackSettings come, once all runs have ended, it begins with another stack in the same environment, and
+    says BEGUN; or ends where it cannot.
     """
     settings.log.parent.mkdir(parents=True, exist_ok=True)
     begin_process(settings.env, settings.log, settings.log)
@@ -90,16 +96,21 @@ class _Host:
         self.shared: SharedBase | None = None
         self.kept: Kept | None = None
         self.began: Globals | None = None
-        self.num_begun = 0
+        self.num_begun, self.has_stepped = 0, False
 
     def run(self) -> None:
         """Take orders and steps by turns."""
         while self.is_open or self.runs:
-            while self.is_open and (not self.runs or self.channel.poll()):
+            while self.is_open and (not self.runs or self.channel.poll(self._patience())):
                 self._take()
             self._settle()
             if self.runs:
                 self._step()
+
+    def _patience(self) -> float:
+        """Seconds to wait for another order before a step."""
+        is_waiting = self.num_begun < self.settings.num_first and not self.has_stepped
+        return FIRST_S if is_waiting else 0.0
 
     def stop(self, error: BaseException) -> None:
         """End all runs that wait for their training."""
@@ -145,18 +156,29 @@ class _Host:
         self.began = Globals.taken()
 
     def _begin_again(self, settings: StackSettings) -> None:
-        """Forget the base and its stack; imports and kernels stay, and what other runs may need (kept.py)."""
+        """Forget the base and its stack; imports and kernels stay, and what other runs may need (kept.py).
+
+        Raises:
+            RuntimeError: the base is still in memory.
+        """
         model = weakref.ref(self.shared.model) if self.shared is not None and self.shared.model is not None else None
-        self.settings, self.shared, self.num_begun = settings, None, 0
+        self.settings, self.shared = settings, None
+        self.num_begun, self.has_stepped = 0, False
         print_into(settings.log, settings.log)
         gc.collect()
-        if (model is not None and model() is not None) or _gpu_bytes() > MAX_KEPT:
-            log.info("The base of the last stack is still in memory: %d bytes on the GPU", _gpu_bytes())
-            os._exit(NOT_EMPTY)
+        held = _gpu_bytes()
+        if (model is not None and model() is not None) or held > MAX_KEPT:
+            raise RuntimeError(f"The base of the last stack is still in memory: {held} bytes on the GPU")
+        if self.kept is not None:
+            from llama_lab.training import forget_peak
+
+            forget_peak()
         log.info("Another stack in process %d", os.getpid())
+        self.channel.send(BEGUN)
 
     def _step(self) -> None:
         assert self.shared is not None
+        self.has_stepped = True
         try:
             self.shared.step()
         except Exception as error:

@@ -51,7 +51,7 @@ class Stacks:
     active: dict[str, StackPlace | LonePlace] = field(default_factory=dict)
     """By device."""
     left: dict[str, Left] = field(default_factory=dict)
-    """Processes of stacks that have ended, by device: imports and kernels are there already."""
+    """Processes of stacks whose rows have ended, by device: imports and kernels are there already."""
     ways: dict[Kind, Stacking] = field(default_factory=dict)
     deciding: threading.Lock = field(default_factory=threading.Lock)
     num_stacks: int = 0
@@ -79,7 +79,7 @@ class Stacks:
             finally:
                 self._leave(place)
             if last_word is None:
-                if place.has_not_begun():
+                if place.is_to_begin_again():
                     continue
                 if place.settings.num_rows == 1:
                     return place.exit_code()
@@ -189,7 +189,8 @@ class Stacks:
 
     def _new(self, order: child.Order, kind: Kind, num_rows: int | None) -> StackPlace | LonePlace:
         left = self.left.pop(_device(order), None)
-        if left and (num_rows is None or left.env != order.env):
+        # of one row alone an end for want of memory is final, so it gets an empty process
+        if left and (num_rows in (None, 1) or left.env != order.env or not left.is_alive()):
             left.close()
             left = None
         if num_rows is None:
@@ -201,6 +202,7 @@ class Stacks:
             dropout=any(c.lora.dropout > 0 for c in self._like(kind, order.config)),
             log=self.folder / f"stack-{self.num_stacks}.log",
             env=dict(order.env),
+            num_first=min(num_rows, 1 + self.waiting[_device(order), kind]),
         )
         return StackPlace(kind=kind, settings=settings, left=left)
 

@@ -16,6 +16,7 @@ from llama_lab.backend import Rows, load_rows
 from llama_lab.choices import Bias, LoraInit
 from llama_lab.config import RunConfig
 from llama_lab.lora import add_named_adapter
+from llama_lab.quant import compute_dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,7 +44,8 @@ class Start:
         """Give these numbers to the adapter `name`, which has none yet."""
         for key, param in _parameters(model, name).items():
             path, _, attribute = key.partition(_WITHIN)
-            own = nn.Parameter(self.weights[key].to(model.device, param.dtype), requires_grad=param.requires_grad)
+            own = self.weights[key].to(model.device, param.dtype, copy=True)  # what is trained from here on is a copy
+            own = nn.Parameter(own, requires_grad=param.requires_grad)
             setattr(model.get_submodule(f"{path}.{name}"), attribute, own)
         torch.set_rng_state(self.torch_state)
 
@@ -92,7 +94,8 @@ def _key(config: RunConfig) -> str | None:
     lora = config.lora
     if lora.modules_to_save or lora.use_dora or lora.bias is not Bias.none or lora.init is not LoraInit.default:
         return None
-    return f"{config.seed} {config.model} {replace(lora, alpha=1.0, dropout=0.0)}"
+    dtype, _ = compute_dtype(config.quant)  # to which PEFT rounds it
+    return f"{config.seed} {config.model} {dtype} {replace(lora, alpha=1.0, dropout=0.0)}"
 
 
 def _parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_lab.config import RunConfig
-from llama_lab.stacked.host import MEMORY_FULL, NOT_EMPTY, StackSettings, serve
+from llama_lab.stacked.host import BEGUN, MEMORY_FULL, StackSettings, serve
 from llama_lab.stacked.kind import Kind
 from llama_lab.sweep import child
 from llama_lab.sweep.processes import CHILDREN, Hear, fork_server, started
@@ -21,21 +21,36 @@ CLOSE_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """The process of a stack that has ended well, for the next one."""
+    """The process of a stack whose rows have ended, for the next one; until that begins it holds the base."""
 
     process: Any
     channel: Connection
     env: dict[str, str]
+    waiting_for: threading.Lock
+    """As of the place that had the process."""
+
+    def is_alive(self) -> bool:
+        """Whether its process has not ended."""
+        with self.waiting_for:
+            return bool(self.process.is_alive())
+
+    def has_begun(self) -> bool:
+        """Whether the process has begun with another stack; asked once it has ended."""
+        try:
+            return self.channel.poll() and self.channel.recv() == BEGUN
+        except (OSError, EOFError):
+            return False
 
     def close(self) -> None:
         """End it."""
         with suppress(OSError):  # it has ended already
             self.channel.send(None)
             self.channel.close()
-        self.process.join(CLOSE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        with self.waiting_for:
+            self.process.join(CLOSE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
         CHILDREN.discard(self.process)
 
 
@@ -66,6 +81,8 @@ class StackPlace:
     """That are in it."""
     left: Left | None = None
     """A process to begin in."""
+    has_begun: bool | None = None
+    """Whether it did; None while that is not asked."""
     process: Any = None
     channel: Connection | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,6 +90,10 @@ class StackPlace:
     """One thread at a time may ask whether the process has ended: its exit code can be read once."""
     was_told: bool = False
     """That it has ended has been said."""
+
+    def __post_init__(self) -> None:
+        if self.left is not None:
+            self.waiting_for = self.left.waiting_for
 
     def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         """Whether a point can come in now."""
@@ -110,24 +131,36 @@ class StackPlace:
             return f"of {rows} rows was killed by {signal.Signals(-code).name}"
         return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
 
-    def has_not_begun(self) -> bool:
-        """Whether the process that it was to begin in has ended before: another one is to do it."""
-        return self.exit_code() == NOT_EMPTY
+    def is_to_begin_again(self) -> bool:
+        """Whether its process has ended for what another stack had left in it: a new process is to have its rows.
+
+        Either it could not let go of that stack, or memory was full, and it is not known of how much else.
+        """
+        if self.left is None:
+            return False
+        code = self.exit_code()
+        with self.waiting_for:
+            if self.has_begun is None:
+                self.has_begun = self.left.has_begun()
+        return not self.has_begun or code == MEMORY_FULL
 
     def leave(self) -> Left | None:
-        """Its process, which has no rows any more, for the next stack."""
+        """Its process, which has no rows any more, for the next stack; this place is given up."""
         if self.process is None or self.channel is None or self._has_ended():
             self.close()
             return None
-        left = Left(process=self.process, channel=self.channel, env=self.settings.env)
-        self.process = self.channel = None
-        return left
+        with suppress(OSError, EOFError):
+            while self.channel.poll():
+                self.channel.recv()  # that it had begun
+        return self._left(self.channel)
+
+    def _left(self, channel: Connection) -> Left:
+        return Left(process=self.process, channel=channel, env=self.settings.env, waiting_for=self.waiting_for)
 
     def close(self) -> None:
         """End the process."""
         if self.process is not None and self.channel is not None:
-            with self.waiting_for:
-                Left(process=self.process, channel=self.channel, env={}).close()
+            self._left(self.channel).close()
 
     def _has_ended(self) -> bool:
         if self.process is None:

@@ -1,4 +1,4 @@
-"""What the runs of a stack share: one frozen base with an adapter for each, and the stack that trains them."""
+"""What the runs of a stack share: one frozen base with an adapter for each, the stack that trains them, and kept.py."""
 
 from __future__ import annotations
 

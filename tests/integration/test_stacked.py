@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,10 @@ from llama_lab.lock import config_of
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, set_special_tokens
 from llama_lab.runner import run
-from llama_lab.stacked.host import NOT_EMPTY, StackSettings
+from llama_lab.stacked.host import BEGUN, MEMORY_FULL, StackSettings
 from llama_lab.stacked.hosts import Stacks
-from llama_lab.stacked.places import Left
+from llama_lab.stacked.kind import kind_of
+from llama_lab.stacked.places import Left, LonePlace
 from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
 from llama_lab.sweep.processes import fork_server, started
@@ -114,25 +116,57 @@ def test_a_stack_that_begins_in_the_process_of_another_learns_the_same(grid, lab
     assert losses[0].items() <= losses[1].items()
 
 
-def not_empty(channel):
-    """What a process does that cannot begin with another stack."""
+def kills_itself(channel):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cannot_begin(channel):
     assert isinstance(channel.recv(), StackSettings)
-    os._exit(NOT_EMPTY)
+    raise RuntimeError("The base of the last stack is still in memory")
 
 
-def test_where_a_process_cannot_begin_with_another_stack_a_new_one_does(tmp_path):
-    config = compose_words([*LEAN, "lora.r=4", "quant=none"])
-    stacks = Stacks(wanted=2, configs=[config], folder=tmp_path, offline=True, is_queue=True)
+def runs_out_of_memory(channel):
+    assert isinstance(channel.recv(), StackSettings)
+    channel.send(BEGUN)
+    channel.recv()  # an order
+    os._exit(MEMORY_FULL)
+
+
+@pytest.mark.parametrize("work", [kills_itself, cannot_begin, runs_out_of_memory])
+def test_what_a_former_stack_has_left_costs_the_next_one_no_rows(tmp_path, work):
+    config, other = (compose_words([*LEAN, f"lora.r={rank}", "quant=none"]) for rank in (4, 8))
+    said = []
+    stacks = Stacks(wanted=4, configs=[config, other], folder=tmp_path, offline=True, is_queue=True, note=said.append)
     ours, theirs = fork_server().Pipe()
-    stacks.left[""] = Left(process=started(not_empty, (theirs,), "stack"), channel=ours, env={})
+    left = started(work, (theirs,), "stack")
+    stacks.left[""] = Left(process=left, channel=ours, env={}, waiting_for=threading.Lock())
     theirs.close()
     order = Order(config=config, folder=tmp_path / "0", overrides=[])
     try:
         assert stacks.run(order, lambda pipe, sentinel: hear(pipe, sentinel, lambda *_: None, lambda *_: None)) == 0
+        assert [way.num_rows for way in stacks.ways.values()] == [2]  # as many as points
     finally:
         stacks.close()
     assert read_json(tmp_path / "0" / "result.json")["status"] == "ok"
     assert not stacks.left
+    assert not left.is_alive()
+    assert len(said) == 1, "nothing but how many rows there are"
+
+
+def test_a_run_by_itself_begins_when_the_process_of_a_stack_has_ended(tmp_path):
+    stack, alone = (compose_words([*LEAN, "lora.r=4", f"quant={quant}"]) for quant in ("none", "int8"))
+    stacks = Stacks(wanted=2, configs=[stack, alone], folder=tmp_path, offline=True, is_queue=True)
+    ours, theirs = fork_server().Pipe()
+    left = started(waits, (theirs,), "stack")
+    stacks.left[""] = Left(process=left, channel=ours, env={}, waiting_for=threading.Lock())
+    theirs.close()
+    order = Order(config=alone, folder=tmp_path / "0", overrides=[])
+    assert isinstance(stacks._new(order, kind_of(alone), None), LonePlace)
+    assert not left.is_alive()
+
+
+def waits(channel):
+    assert channel.recv() is None
 
 
 class LoopBackend(OwnBackend):

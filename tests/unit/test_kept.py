@@ -5,6 +5,7 @@ import torch
 
 from llama_lab.compose import compose_words
 from llama_lab.lora import add_adapter, add_named_adapter
+from llama_lab.model import load_base
 from llama_lab.stacked.kept import MAX_STARTS, Kept, _parameters
 
 WORDS = ["model=tiny", "lora.r=4", "seed=1"]
@@ -72,6 +73,12 @@ def test_what_begins_alike_is_drawn_once(begun, monkeypatch):
     assert all(param.requires_grad for param in _parameters(model, "second").values())
     ids = torch.arange(40).view(2, 20) + 3
     assert torch.equal(model.eval()(ids).logits, plain.eval()(ids).logits)
+    for param in _parameters(model, "second").values():
+        param.data.add_(1)  # a resumed run takes its weights in place
+    kept.add_adapter(model, "third", alike)
+    made(plain, "third", alike)
+    model.set_adapter("second"), plain.set_adapter("second")
+    same(model, plain, "third")
 
 
 @pytest.mark.parametrize("word", OTHERS)
@@ -80,6 +87,16 @@ def test_what_begins_otherwise_is_drawn(begun, word):
     kept.add_adapter(model, "second", config_of(word))
     made(plain, "second", config_of(word))
     same(model, plain, "second")
+
+
+def test_what_peft_rounds_otherwise_begins_otherwise(tiny_base):
+    kept = Kept()
+    for quant in ("float32", "bfloat16"):
+        config = config_of("quant=none", f"quant.compute_dtype={quant}")
+        models = [add_adapter(load_base(config.model, config.quant), config.lora, seed=9, name="first") for _ in "12"]
+        kept.add_adapter(models[0], "second", config)
+        made(models[1], "second", config)
+        same(*models, "second")
 
 
 def test_the_last_used_are_kept(begun, monkeypatch):

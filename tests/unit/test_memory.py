@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -281,3 +282,14 @@ def test_check_fails_where_a_prediction_is_off(capsys):
 def test_nothing_imports_torch():
     code = "import sys, llama_lab.cards; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="no Linux that lets a process forget its peak"
+)
+def test_what_comes_next_has_a_peak_of_its_own():
+    said = "import torch; from llama_lab.training import forget_peak, peak_memory_gib as peak; x = torch.ones(2**28)\n"
+    said += "high = peak(); del x; forget_peak(); print(high - peak())"
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=os.environ | hidden)
+    assert float(done.stdout) > 0.8, done.stderr

@@ -9,8 +9,6 @@ requests are put, none of them in a data set that comes with llama_lab, the same
 found there: exact_match, composes, and of the second stage how many requests it gained and lost against the first, and
 reward_accuracy and reward_margin, whose reward is log-probability less that of the first stage, in nats.
 Runs at once share the card, so their seconds and tokens/s are those of a shared card: each row says at_once.
-In stages.json the peak_memory_gib of a second stage on a CPU is that of the whole process, the first stage included,
-where its commit is ab1db69.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws docs/images/study_*.svg: the losses of a stacked study's points, and its time beside one by one.
 
-python docs/pictures_study.py          # a picture for each case in benchmarks/results/study.json
+python docs/pictures_study.py          # of benchmarks/results/study.json, the cases in docs/stacked.md
 """
 
 import json

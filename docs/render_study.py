@@ -63,11 +63,11 @@ def _ranked(stacked: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     said = (
         f"{stacked['case']}: the stacked study's winner is number {rank} of {len(done)} among the points trained whole"
     )
-    if stacked["case"].startswith("512") and whole["card"] == stacked["card"]:
+    is_same = whole["card"] == stacked["card"]
+    if stacked["case"].startswith("512") and is_same:
         ratio = whole["makespan_s"] / stacked["makespan_s"]
         is_reached = "reached" if ratio >= AIM and rank == 1 else "missed"
         said = f"Aimed at: {AIM} times as fast, and the same winner ({is_reached}: {ratio:.2f} times). {said}"
-    is_same = whole["card"] == stacked["card"]
     how = f"One by one is {whole['measured']}" if is_same else f"Those were trained on {cpu_of(whole)}"
     return f"{said} ({losses}). {how}."
 

@@ -19,7 +19,6 @@ from llama_lab.engine.install import speed_up
 from llama_lab.lora import add_adapter
 from llama_lab.micro_batch import memory_level
 from llama_lab.model import base_shape, load_base, load_tokenizer, set_special_tokens
-from llama_lab.preference_checks import check_unanswered
 from llama_lab.results import FitResult
 from llama_lab.reward_model import prepare_head
 
@@ -43,14 +42,14 @@ class Adapted:
     """One line that says why this engine, where a user would ask."""
 
 
-Rows = tuple["PreTrainedTokenizerBase", Splits, list[Finding]]
+LoadedRows = tuple["PreTrainedTokenizerBase", Splits, list[Finding]]
 """The tokenizer, the rows as it reads them, and what their checks found."""
 
 
 class Backend(Protocol):
     """What of a run depends on whether it shares its base."""
 
-    def rows(self, config: RunConfig) -> Rows:
+    def rows(self, config: RunConfig) -> LoadedRows:
         """Rows to train on and to measure with; runs that share them only read.
 
         Raises:
@@ -86,7 +85,7 @@ class Backend(Protocol):
 class OwnBackend:
     """A run that has its base for itself."""
 
-    def rows(self, config: RunConfig) -> Rows:
+    def rows(self, config: RunConfig) -> LoadedRows:
         """Loaded and checked."""
         return load_rows(config)
 
@@ -117,11 +116,10 @@ class OwnBackend:
         return fit_of(adapted.engine)(adapted.model, tokenizer, train, settings, listener, evaluate)
 
 
-def load_rows(config: RunConfig) -> Rows:
-    """Rows and their checks; none of them depends on the adapter or on how it is trained."""
+def load_rows(config: RunConfig) -> LoadedRows:
+    """By the settings of model and dataset, trainer.name and the seed: where these are the same, so is all of it."""
     tokenizer = load_tokenizer(config.model)
     splits = build_splits(config.dataset, tokenizer, seed=config.seed, trainer=config.trainer.name)
-    check_unanswered(config, splits.format)
     return tokenizer, splits, audit(splits, tokenizer, config.dataset, base_shape(config.model).vocab_size)
 
 

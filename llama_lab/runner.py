@@ -30,6 +30,7 @@ from llama_lab.measure import Evaluator, Measurement, eval_metrics, result_of
 from llama_lab.micro_batch import Rows, resolve
 from llama_lab.model import base_path, base_shape, describe
 from llama_lab.preference_batches import lengths_at_once
+from llama_lab.preference_checks import check_unanswered
 from llama_lab.prepared import prepare
 from llama_lab.process import quiet_libraries
 from llama_lab.progress import Display
@@ -144,6 +145,7 @@ def _rows(config: RunConfig, backend: Backend, display: Display) -> tuple[PreTra
     """The tokenizer, and the rows once they are checked."""
     with display.stage("Loading tokenizer and rows"):
         tokenizer, splits, findings = backend.rows(config)
+        check_unanswered(config, splits.format)
     sizes = f"{len(splits.train.tokens):,} to train on, {len(splits.valid.tokens):,} held out"
     display.note(f"Rows ({splits.format}): {sizes}")
     for note in [*splits.notes, *(found.message for found in findings if found.level is Level.warning)]:

@@ -96,21 +96,18 @@ class _Host:
         self.shared: SharedBase | None = None
         self.kept: Kept | None = None
         self.began: Globals | None = None
-        self.num_begun, self.has_stepped = 0, False
+        self.num_begun = 0
+        self.num_awaited = settings.num_first
+        """Rows without which the stack does not take its first step."""
 
     def run(self) -> None:
         """Take orders and steps by turns."""
         while self.is_open or self.runs:
-            while self.is_open and (not self.runs or self.channel.poll(self._patience())):
+            while self.is_open and (not self.runs or self.channel.poll(FIRST_S if self.num_awaited > 0 else 0.0)):
                 self._take()
             self._settle()
             if self.runs:
                 self._step()
-
-    def _patience(self) -> float:
-        """Seconds to wait for another order before a step."""
-        is_waiting = self.num_begun < self.settings.num_first and not self.has_stepped
-        return FIRST_S if is_waiting else 0.0
 
     def stop(self, error: BaseException) -> None:
         """End all runs that wait for their training."""
@@ -136,6 +133,7 @@ class _Host:
         assert self.shared is not None
         assert self.began is not None
         self.num_begun += 1
+        self.num_awaited -= 1
         run = _Run(order, pipe, f"row{self.num_begun}", self.shared, self.began)
         self.runs.append(run)
         run.turn.resume()
@@ -161,24 +159,22 @@ class _Host:
         Raises:
             RuntimeError: the base is still in memory.
         """
+        from llama_lab.training import forget_peak
+
         model = weakref.ref(self.shared.model) if self.shared is not None and self.shared.model is not None else None
-        self.settings, self.shared = settings, None
-        self.num_begun, self.has_stepped = 0, False
+        self.settings, self.shared, self.num_awaited = settings, None, settings.num_first
         print_into(settings.log, settings.log)
         gc.collect()
         held = _gpu_bytes()
         if (model is not None and model() is not None) or held > MAX_KEPT:
             raise RuntimeError(f"The base of the last stack is still in memory: {held} bytes on the GPU")
-        if self.kept is not None:
-            from llama_lab.training import forget_peak
-
-            forget_peak()
+        forget_peak()
         log.info("Another stack in process %d", os.getpid())
         self.channel.send(BEGUN)
 
     def _step(self) -> None:
         assert self.shared is not None
-        self.has_stepped = True
+        self.num_awaited = 0
         try:
             self.shared.step()
         except Exception as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llama_lab.backend import Rows, load_rows
+from llama_lab.backend import LoadedRows, load_rows
 from llama_lab.choices import Bias, LoraInit
 from llama_lab.config import RunConfig
 from llama_lab.lora import add_named_adapter
@@ -56,9 +56,9 @@ class Kept:
     def __init__(self) -> None:
         """None yet."""
         self._starts: dict[str, Start] = {}
-        self._rows: tuple[Any, Rows] | None = None
+        self._rows: tuple[Any, LoadedRows] | None = None
 
-    def rows(self, config: RunConfig) -> Rows:
+    def rows(self, config: RunConfig) -> LoadedRows:
         """Those of the run before, where this one trains on the same."""
         wanted = (config.model, config.dataset, config.trainer.name, config.seed)
         if self._rows is None or self._rows[0] != wanted:

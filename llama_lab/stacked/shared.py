@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llama_lab.backend import Adapted, Rows
+from llama_lab.backend import Adapted, LoadedRows
 from llama_lab.choices import Engine, Memory
 from llama_lab.config import RunConfig
 from llama_lab.continued import continue_adapter
@@ -135,7 +135,7 @@ class StackBackend:
     """Of the run's adapter."""
     turn: Turn
 
-    def rows(self, config: RunConfig) -> Rows:
+    def rows(self, config: RunConfig) -> LoadedRows:
         return self.shared.kept.rows(config)
 
     def adapted(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Adapted:

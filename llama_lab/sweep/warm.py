@@ -14,7 +14,7 @@ from llama_lab.sweep.slots import has_gpu
 
 BESIDE_A_GPU = (
     *("torch", "transformers", "datasets", "accelerate", "trl", "wandb"),
-    *("transformers.models.llama.modeling_llama", "torch._inductor.compile_fx"),  # two thirds of what is left then
+    *("transformers.models.llama.modeling_llama", "torch._inductor.compile_fx"),  # most of what is left then
 )
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() then asks the driver without CUDA

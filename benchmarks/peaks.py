@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from llama_lab.lora import add_adapter, count_params
 from llama_lab.model import load_base, load_tokenizer
 from llama_lab.params import shape_of
 from llama_lab.quant import compute_dtype
-from llama_lab.training import FitSettings
+from llama_lab.training import FitSettings, peak_memory_gib
 
 NUM_STEPS = 3
 """Optimizer states exist from the second step on; the first step also compiles and is not timed."""
@@ -51,8 +50,8 @@ def measure(configs: list[tuple[RunConfig, bool]], tiny: ModelSettings) -> Itera
             speed_up(model)
         found = loaded | {"base_and_adapter_gib": held_gib()} | train(model, tokenizer, config, mixed, choice.engine)
         if not ON_GPU:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-            found = {k: v for k, v in found.items() if not k.endswith("_gib")} | {"peak_memory_gib": peak - before}
+            peak = peak_memory_gib() - before
+            found = {k: v for k, v in found.items() if not k.endswith("_gib")} | {"peak_memory_gib": peak}
         base = take_off(model)
         del model
         gc.collect()

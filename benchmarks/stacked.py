@@ -246,6 +246,7 @@ def beside(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "step_ms": max(row["step_ms"] for row in rows),
             "peak_memory_gib": round(sum(row["peak_memory_gib"] for row in rows), 2),
             "ranks": ranks,
+            "command": f"python -m benchmarks.stacked BASE --beside {args.beside} --memory {args.memory}",
         }
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.05
 SAID = "said.txt"
 SECONDS = "seconds.json"
-"""Beside a run's own files: how long its process took."""
+"""Beside a run's own files: how long its process took, and with which words."""
 BEGAN = "began"
 """An empty file, as old as the process."""
 Drawn = tuple[dict[str, Any], list[str]]
@@ -65,20 +65,20 @@ def points(words: Sequence[str], num: int) -> list[Drawn]:
 
 
 def run_study(words: Sequence[str], place: Path, cache: Path) -> Timed:
-    """The study as a user types it, on one GPU; one that has ended there is only read.
+    """The study as a user types it, on one GPU; one of these words that has ended there is only read.
 
     Raises:
         RuntimeError: it has ended with an error; what it said lies in `place`.
     """
-    if (place / SECONDS).exists():
-        return Timed(**json.loads((place / SECONDS).read_text()))
+    if kept := _kept(place, words):
+        return kept
     _begin(place)
     command = ["-m", f"hydra.sweep.dir={place}", *words]
     said = place / SAID
     timed, code = _timed(command, said, environment(cache, _gpus(1)[0]), lambda: list(place.glob("*/metrics.jsonl")))
     if code:
         raise RuntimeError(f"The study ended with {code}: {said.read_text()[-2000:]}")
-    (place / SECONDS).write_text(json.dumps(asdict(timed)))
+    _keep(place, words, timed)
     return timed
 
 
@@ -109,23 +109,33 @@ def one_by_one(
 
 
 def _run(words: Sequence[str], out: Path, env: dict[str, str]) -> Timed:
-    kept = out / SECONDS
-    if kept.exists():
-        return Timed(**json.loads(kept.read_text()))
+    if kept := _kept(out, words):
+        return kept
     _begin(out)
     timed, code = _timed([f"hydra.run.dir={out}", *words], out / SAID, env, lambda: [out / "metrics.jsonl"])
     print(f"run {out.name}: {timed.seconds:.1f} s, exit code {code}", file=sys.stderr, flush=True)
     if code:
         raise RuntimeError(f"Run {out.name} ended with {code}: {(out / SAID).read_text()[-2000:]}")
-    kept.write_text(json.dumps(asdict(timed)))
+    _keep(out, words, timed)
     return timed
 
 
+def _kept(folder: Path, words: Sequence[str]) -> Timed | None:
+    """How long it took before; None where it has not ended, or was another run."""
+    file = folder / SECONDS
+    said = json.loads(file.read_text()) if file.exists() else {}
+    return Timed(**said["timed"]) if said.get("words") == list(words) else None
+
+
+def _keep(folder: Path, words: Sequence[str], timed: Timed) -> None:
+    (folder / SECONDS).write_text(json.dumps({"words": list(words), "timed": asdict(timed)}))
+
+
 def _begin(folder: Path) -> None:
-    """Make an empty folder; what a killed benchmark has left there is put aside, since half of a time is none."""
+    """Make an empty folder; what is there (killed half-way, which is no time, or of other settings) is put aside."""
     if folder.exists():
-        number = sum(1 for _ in folder.parent.glob(f"{folder.name}.killed*"))
-        folder.rename(folder.with_name(f"{folder.name}.killed{number}"))
+        number = sum(1 for _ in folder.parent.glob(f"{folder.name}.aside*"))
+        folder.rename(folder.with_name(f"{folder.name}.aside{number}"))
     folder.mkdir(parents=True)
     (folder / BEGAN).touch()
 

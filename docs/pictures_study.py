@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pictures_stacked import COLOURS, INK, PALE, box, text
-from render_study import ONE_BY_ONE, PICTURES, STACKED, STUDY, duration, partner
+from render_study import PICTURES, STACKED, STUDY, card_of, duration, one_by_one_of
 
 WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 80, 480, 84, 340
@@ -24,7 +24,7 @@ def main() -> None:
     rows = json.loads(STUDY.read_text())["rows"]
     for case, file in PICTURES.items():
         row = next(row for row in rows if (row["system"], row["case"]) == (STACKED, case))
-        file.write_text(picture(row, partner(row, rows, ONE_BY_ONE)))
+        file.write_text(picture(row, one_by_one_of(row, rows)))
 
 
 def picture(stacked: dict[str, Any], whole: dict[str, Any] | None) -> str:
@@ -63,17 +63,19 @@ def losses_panel(row: dict[str, Any]) -> list[str]:
 
 
 def time_panel(stacked: dict[str, Any], whole: dict[str, Any] | None) -> list[str]:
-    """A bar a way; that of one by one has a piece a run."""
+    """A bar a way; that of one by one has a piece a run, where each was run."""
     longest = whole["makespan_s"] if whole else 2 * stacked["makespan_s"]
     scale = (BARS_END - BARS) / longest
-    drawn = [text(BARS, 30, "Time on one card", weight="bold"), text(BARS, 50, stacked["card"], PALE)]
+    drawn = [text(BARS, 30, "Time on one card", weight="bold"), text(BARS, 50, card_of(stacked), PALE)]
     drawn += [text(BARS, 110, "stacked, successive halving"), box(BARS, 120, scale * stacked["makespan_s"], 34, WINNER)]
     drawn += [text(BARS + scale * stacked["makespan_s"] + 8, 142, duration(stacked["makespan_s"]), INK)]
     if whole is None:
         return drawn
-    drawn += [text(BARS, 200, f"one by one, {len(whole['run_s'])} whole runs")]
+    num_runs = len(stacked["record"])
+    is_each = len(whole["run_s"]) == num_runs
+    drawn += [text(BARS, 200, f"one by one, {num_runs} whole runs" + ("" if is_each else ", by one of each base"))]
     at = float(BARS)
-    for seconds in whole["run_s"]:
+    for seconds in whole["run_s"] if is_each else [whole["makespan_s"]]:
         drawn.append(box(at, 210, max(1.0, scale * seconds - 1), 34, PRUNED))
         at += scale * seconds
     drawn += [text(BARS_END, 264, duration(whole["makespan_s"]), INK, "end")]

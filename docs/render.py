@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
-from render_speed import SPEED_H200, speed_cpu_table, speed_table, stacked_table  # noqa: E402
+from render_speed import SPEED_H200, speed_cpu_table, speed_table  # noqa: E402
+from render_stacked import stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
 from render_study import study_section  # noqa: E402
 from render_sweep import speed_sweep_table  # noqa: E402

@@ -1,8 +1,6 @@
 """The tables of speed that docs/render.py writes."""
 
 import json
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"
 SPEED_H200 = SPEED.with_name("speed_h200.json")
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
-STACKED = SPEED.with_name("stacked.json")
 
 
 def speed_cpu_table() -> str:
@@ -71,8 +68,16 @@ class Target:
         for name, times in {"TRL": self.times_trl, "Unsloth": self.times_unsloth}.items():
             peer = peers.get(name.lower())
             if times and peer and row["tokens_per_s"] < times * peer["tokens_per_s"]:
-                found.append(f"{row['tokens_per_s'] / peer['tokens_per_s']:.2f} instead of {times:g} times {name}")
+                ratio = row["tokens_per_s"] / peer["tokens_per_s"]
+                found.append(f"{ratio:.2f} instead of {times:g} times {name}{_needed(row, times / ratio)}")
         return found
+
+
+def _needed(row: dict[str, Any], times_faster: float) -> str:
+    """How long a step would be that is so much faster, beside what the card needs for its products."""
+    floor = row_floor_ms(row)
+    step = f", a step of {row['step_ms'] / times_faster:.0f} ms"
+    return f"{step} of which the base's products need {floor:.0f} at the card's full speed" if floor else step
 
 
 SPEED_TARGETS = {
@@ -85,6 +90,9 @@ SPEED_TARGETS = {
     "8192, lean": Target(tokens_per_s=11000, peak_gib=9),
     "1024, lean, q and v": Target(peak_gib=4.5),
 }
+ELSEWHERE = ", on another H100"
+"""What the system of a peer ends with that was measured in another machine than ours."""
+NAMES = {"trl": "TRL", "unsloth": "Unsloth"}
 FIRST_STEP_S = 25
 """From the command to the first step with a warm compile cache, at most."""
 
@@ -110,8 +118,22 @@ def speed_table(file: Path = SPEED) -> str:
         lines.append(f"| {row['tokens_per_step']:,.0f} | {kind} | {speed} | {beside} |")
         if found := target.missed(row, others):
             missed.append(f"{row['tokens_per_step']:,.0f} tokens with {kind} ({', '.join(found)})")
-    said = [f"Missed: {'; '.join(missed)}." if missed else "All aims of this table are reached.", *_first_steps(rows)]
+    said = [f"Missed: {'; '.join(missed)}." if missed else "All aims of this table are reached."]
+    said += [*_elsewhere(ours, by_case), *_first_steps(rows)]
     return "\n".join([*lines, "", " ".join(said), "", _source(rows, ours, file)])
+
+
+def _elsewhere(ours: list[dict[str, Any]], by_case: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """What the peers reached on another machine with such a card, and ours in times of it; none where nobody looked."""
+    found = []
+    for name in ("trl", "unsloth"):
+        theirs = [(row, by_case.get((f"{name}{ELSEWHERE}", row["case"]))) for row in ours]
+        cells = [f"{_peer(row, peer)} at {row['tokens_per_step']:,.0f}" for row, peer in theirs if peer]
+        found += [f"{NAMES[name]} {', '.join(cells)}"] if cells else []
+    if not found:
+        return []
+    why = "The peers' steps wait for the machine beside the card"
+    return [f"{why}: on an H100 of another machine they reached {'; '.join(found)}."]
 
 
 def times_floor(row: dict[str, Any]) -> float | None:
@@ -162,71 +184,3 @@ def _peer(ours: dict[str, Any], peer: dict[str, Any] | None) -> str:
     if peer is None:
         return "not measured" if "lean" not in ours["case"] else "-"
     return f"{peer['tokens_per_s']:,.0f} ({ours['tokens_per_s'] / peer['tokens_per_s']:.1f}x)"
-
-
-def stacked_table() -> str:
-    """Stacks on a GPU beside the same runs one after the other; nothing where it has not been measured."""
-    if not STACKED.exists():
-        return ""
-    rows = json.loads(STACKED.read_text())["rows"]
-    others = [kind for kind in STACKED_PEERS if any(kind in row["system"] for row in rows)]
-    head = ["points x tokens of each", "ranks", "one by one, tokens/s", "together, tokens/s", "gain", "peak GiB"]
-    head += [STACKED_PEERS[kind] for kind in others]
-    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|" + "---:|" * len(others)]
-    stacks = [row for row in rows if row["system"] == "stack"]
-    lines += [_stacked_line(row, [r for r in rows if r["case"] == row["case"]], others) for row in stacks]
-    said = f"Aimed at: {'; '.join(_stack_aim(row, rows) for row in stacks if row['case'] in STACK_TARGETS)}."
-    first = stacks[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    at = f", at commit {first['commit']}" if "commit" in first else ""
-    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at}; {versions}"
-    source = f"{source}: benchmarks/results/stacked.json, by `{first['command']}`."
-    return "\n".join(["", *lines, "", said, "", source, ""])
-
-
-STACK_TARGETS = {
-    "8 x 256, fast": (1.9, 25, 15000),
-    "8 x 512, fast": (1.4, 12, 16000),
-    "8 x 1024, fast": (1.1, 7, 16500),
-}
-"""Times our own engine one by one, times TRL one by one, and tokens/s of all rows, at least."""
-
-
-def _stack_aim(stack: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """What was aimed at in one case, and what of it is missed."""
-    speed = {row["system"]: row["tokens_per_s"] for row in rows if row["case"] == stack["case"]}
-    names = ("times one by one", "times TRL", "tokens/s")
-    reached = (
-        speed["stack"] / speed["one after the other"],
-        speed["stack"] / speed.get("trl, one by one", math.inf),
-        speed["stack"],
-    )
-    aims = list(zip(names, STACK_TARGETS[stack["case"]], reached, strict=True))
-    missed = [f"{found:.2f} {name}" for name, aim, found in aims if found < aim]
-    said = ", ".join(f"{aim:,} {name}" for name, aim, _ in aims)
-    return f"{stack['case'].removesuffix(', fast')}: {said} ({'missed: ' + ', '.join(missed) if missed else 'reached'})"
-
-
-STACKED_PEERS = {"trl, one by one": "TRL one by one, tokens/s", "side by side": "processes side by side, tokens/s"}
-"""How the systems are called in the results, and their columns."""
-
-
-def _stacked_line(stack: dict[str, Any], same: list[dict[str, Any]], others: list[str]) -> str:
-    """A stack, and what else has been measured of its case."""
-    alone = next(row for row in same if row["system"] == "one after the other")
-    ranks = ", ".join(str(rank) for rank in sorted(set(stack["ranks"])))
-    gain = f"{stack['tokens_per_s'] / alone['tokens_per_s']:.2f}x"
-    cells = [stack["case"], ranks, f"{alone['tokens_per_s']:,.0f}", f"{stack['tokens_per_s']:,.0f}", gain]
-    cells.append(f"{stack['peak_memory_gib']:.1f}")
-    for kind in others:
-        other = next((row for row in same if kind in row["system"]), None)
-        cells.append(_beside(stack, other) if other else "not measured")
-    return f"| {' | '.join(cells)} |"
-
-
-def _beside(stack: dict[str, Any], other: dict[str, Any]) -> str:
-    """The other's speed, and the stack's in times of it; of processes, how many of them ran through."""
-    found, wanted = re.match(r"(?:(\d+) of (\d+) )?", other["system"]).groups()  # type: ignore[union-attr]
-    some = f"{found} of {wanted} ran: " if found != wanted else ""
-    card = f", on {other['card']}" if other["card"] != stack["card"] else ""
-    return f"{some}{other['tokens_per_s']:,.0f} ({stack['tokens_per_s'] / other['tokens_per_s']:.1f}x{card})"

@@ -12,6 +12,8 @@ PICTURES = {
 }
 """By the case that each shows."""
 STACKED, ONE_BY_ONE = "stacked, successive halving", "one by one, whole"
+COMPILED = ", kernels compiled"
+"""What a case ends with that did not begin with an empty compile cache."""
 AIM = 6
 """Times as fast as one by one, at least."""
 INTRO = """## A whole study
@@ -27,64 +29,71 @@ def study_section() -> str:
     if not STUDY.exists():
         return ""
     rows = json.loads(STUDY.read_text())["rows"]
-    lines = ["| | way | commit | trials | optimizer steps | time | best held-out loss |"]
-    lines += ["|---|---|---|---|---:|---:|---:|"]
+    lines = ["| | way | card | commit | trials | optimizer steps | time | best held-out loss |"]
+    lines += ["|---|---|---|---|---|---:|---:|---:|"]
     lines += [_line(row, rows) for row in rows]
-    found = [said for row in rows if row["system"] == STACKED and (said := _ranked(row, rows))]
+    found = [said for row in rows if row["system"] == STACKED and (said := _found(row, rows))]
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    source = f"On one {first['card']}; {versions}: benchmarks/results/study.json, by `{first['command']}`."
+    source = f"With {versions}: benchmarks/results/study.json, by `{first['command']}`."
     shown = [
         f"![The losses of the points, and the time](images/{file.name})" for file in PICTURES.values() if file.exists()
     ]
-    return "\n\n".join([INTRO, "\n".join(lines), *found, source, *shown, ""])
+    aim = f"Aimed at: {AIM} times as fast, and the same winner."
+    return "\n\n".join([INTRO, "\n".join(lines), aim, "\n".join(found), source, *shown, ""])
 
 
 def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     trials = ", ".join(f"{number} {state}" for state, number in row["trials"].items())
     best = f"{row['winner']['loss']:.4f}" if row["winner"] else "-"
-    time = duration(row["makespan_s"])
-    whole = partner(row, rows, ONE_BY_ONE)
-    if row["system"] == STACKED and whole:
-        time += f" ({whole['makespan_s'] / row['makespan_s']:.2f}x as fast)"
-    way = row["system"] + ("" if row["card"] == rows[0]["card"] else f", on {cpu_of(row)}")
-    cells = [row["case"], way, row["commit"], trials, f"{row['optimizer_steps']:,}", time, best]
+    time, alone = duration(row["makespan_s"]), one_by_one_of(row, rows)
+    if row["system"] == STACKED and alone:
+        time += f" ({alone['makespan_s'] / row['makespan_s']:.2f}x as fast)"
+    cells = [row["case"], row["system"], card_of(row), row["commit"], trials, f"{row['optimizer_steps']:,}", time, best]
     return f"| {' | '.join(cells)} |"
 
 
-def _ranked(stacked: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Where the winner of the stacked study stands among the points trained whole."""
-    whole = partner(stacked, rows, ONE_BY_ONE) or elsewhere(stacked, rows)
-    if whole is None or not stacked["winner"]:
-        return ""
+def _found(stacked: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """How fast a stacked study was, and where its winner stands among the points trained whole."""
+    alone, said = one_by_one_of(stacked, rows), []
+    if alone:
+        ratio = alone["makespan_s"] / stacked["makespan_s"]
+        is_reached = "reached" if ratio >= AIM else "missed"
+        said.append(f"{ratio:.2f} times as fast ({is_reached}; one by one is {alone['measured']})")
+    if (whole := whole_of(stacked, rows)) and stacked["winner"]:
+        said.append(_rank(stacked, whole))
+    return f"- {stacked['case']}, on {card_of(stacked)}: {'; '.join(said)}." if said else ""
+
+
+def _rank(stacked: dict[str, Any], whole: dict[str, Any]) -> str:
+    """The place of a study's winner among the points trained whole."""
     done = sorted((trial for trial in whole["record"] if trial["loss"] is not None), key=lambda trial: trial["loss"])
     rank = [trial["number"] for trial in done].index(stacked["winner"]["number"]) + 1
     losses = f"{done[rank - 1]['loss']:.4f} there, {done[0]['loss']:.4f} the best, {done[-1]['loss']:.4f} the worst"
-    said = (
-        f"{stacked['case']}: the stacked study's winner is number {rank} of {len(done)} among the points trained whole"
-    )
-    is_same = whole["card"] == stacked["card"]
-    if stacked["case"].startswith("512") and is_same:
-        ratio = whole["makespan_s"] / stacked["makespan_s"]
-        is_reached = "reached" if ratio >= AIM and rank == 1 else "missed"
-        said = f"Aimed at: {AIM} times as fast, and the same winner ({is_reached}: {ratio:.2f} times). {said}"
-    how = f"One by one is {whole['measured']}" if is_same else f"Those were trained on {cpu_of(whole)}"
-    return f"{said} ({losses}). {how}."
+    where = "" if whole["card"] == stacked["card"] else f" on {card_of(whole)}"
+    return f"the winner is number {rank} of {len(done)} among the points trained whole{where} ({losses})"
 
 
-def partner(row: dict[str, Any], rows: list[dict[str, Any]], system: str) -> dict[str, Any] | None:
-    """The row of the same case and card that another system has."""
-    same = (other for other in rows if (other["case"], other["card"]) == (row["case"], row["card"]))
-    return next((other for other in same if other["system"] == system), None)
+def one_by_one_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The same points one by one on the same card, of the same commit where there are several."""
+    found = [other for other in rows if other["system"].startswith(ONE_BY_ONE)]
+    found = [other for other in found if (other["case"], other["card"]) == (row["case"], row["card"])]
+    return next((other for other in found if other["commit"] == row["commit"]), found[0] if found else None)
 
 
-def elsewhere(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The same points trained whole on another machine."""
-    return next((other for other in rows if (other["case"], other["system"]) == (row["case"], ONE_BY_ONE)), None)
+def whole_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """All points of a case trained whole; on the same card, or on another where that has not been done."""
+    found = [other for other in rows if other["system"] == ONE_BY_ONE and _case(other) == _case(row)]
+    return next((other for other in found if other["card"] == row["card"]), found[0] if found else None)
 
 
-def cpu_of(row: dict[str, Any]) -> str:
-    """The machine of a row without a GPU."""
+def _case(row: dict[str, Any]) -> str:
+    """What was trained, whatever was compiled before."""
+    return str(row["case"]).removesuffix(COMPILED)
+
+
+def card_of(row: dict[str, Any]) -> str:
+    """The card of a row, or its machine where it has none."""
     return f"a CPU with {row['cpus']} cores" if row["card"].startswith("none") else str(row["card"])
 
 

@@ -68,7 +68,8 @@ def test_speed_says_the_floor_and_what_is_missed(tmp_path):
     found = re.search(r"Missed: 2,048 tokens with `fast` \(.* of 17,000 tokens/s, (.*) instead of 1.6 times", table)
     assert found is not None
     assert float(found[1]) == pytest.approx(1.9 * 68.3 / (68.3 + 2 * 5.4), abs=0.01)
-    assert "times the floor, 2.00 instead of 2.6 times Unsloth)." in table
+    needed = rf"{rows[1]['step_ms'] / 1.3:.0f} ms of which the base's products need 68 at the card's full speed\)\."
+    assert re.search(rf"times the floor, 2.00 instead of 2.6 times Unsloth, a step of {needed}", table)
     assert 'commit abc; "2048" at not recorded' in table
     assert "command to its first step" not in table
     assert "Unsloth 1, with trl 1.16." in table.splitlines()[-1]
@@ -103,6 +104,11 @@ def test_speed_names_the_peers_that_were_measured(tmp_path):
     table = speed_table(file_of(tmp_path, [row, peer]))
     assert cells(table, "| 1,024")[-1] == f"1,000 ({row['tokens_per_s'] / 1000:.1f}x)"
     assert "Unsloth 2026" in table
+    assert "another machine" not in table
+    elsewhere = peer | {"system": "unsloth, on another H100", "tokens_per_s": 2000.0}
+    table = speed_table(file_of(tmp_path, [row, peer, elsewhere]))
+    assert cells(table, "| 1,024")[-1].startswith("1,000 (")
+    assert f"another machine they reached Unsloth 2,000 ({row['tokens_per_s'] / 2000:.1f}x) at 1,024." in table
 
 
 def test_a_sweep_that_was_not_measured_renders_to_nothing(tmp_path):

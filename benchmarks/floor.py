@@ -40,7 +40,8 @@ class Card:
 
 
 H100 = Card(tflops=798, pass_ms=5.4)
-"""Measured in the benchmarks of the peers."""
+"""Measured on one before the first commit. A step of 2,048 tokens reaches 96% of it in the base's products
+(benchmarks/results/speed_profile.json)."""
 CARDS = {
     "NVIDIA H100 80GB HBM3": H100,
     # The same chip with memory of 4.8 instead of 3.35 TB/s (NVIDIA's data sheets), which is what dequantising waits for

@@ -188,6 +188,7 @@ BLOCKS = {
     "merge_memory": merge_memory_table,
     "sweep_halving": sweep_halving_table,
     "speed": speed_table,
+    "speed_short": partial(speed_table, is_short=True),
     "speed_h200": partial(speed_table, SPEED_H200),
     "speed_sweep": speed_sweep_table,
     "speed_profile": speed_profile_table,

@@ -97,8 +97,12 @@ FIRST_STEP_S = 25
 """From the command to the first step with a warm compile cache, at most."""
 
 
-def speed_table(file: Path = SPEED) -> str:
-    """Our runs on a GPU beside the peers', the least time of their products, and what was aimed at."""
+def speed_table(file: Path = SPEED, *, is_short: bool = False) -> str:
+    """Our runs on a GPU beside the peers', the least time of their products, and what was aimed at.
+
+    Args:
+        is_short: leave out how the peers were set up, what they reach elsewhere, and the first step.
+    """
     rows = json.loads(file.read_text())["rows"]
     by_case = {(row["system"], row["case"]): row for row in rows}
     lines = [
@@ -119,12 +123,27 @@ def speed_table(file: Path = SPEED) -> str:
         if found := target.missed(row, others):
             missed.append(f"{row['tokens_per_step']:,.0f} tokens with {kind} ({', '.join(found)})")
     said = [f"Missed: {'; '.join(missed)}." if missed else "All aims of this table are reached."]
-    said += [*_elsewhere(ours, by_case), *_first_steps(rows)]
-    return "\n".join([*lines, "", " ".join(said), "", _source(rows, ours, file)])
+    if not is_short:
+        said += [*_peers_said(rows), *_elsewhere(ours, by_case), *_first_steps(rows)]
+    return "\n".join([*lines, "", "\n\n".join([*said, _source(rows, ours, file)])])
+
+
+def _peers_said(rows: list[dict[str, Any]]) -> list[str]:
+    """How the peers of the table were set up, and what is to be known of their rows; none where none was measured."""
+    found = []
+    for name, called in NAMES.items():
+        peers = [row for row in rows if row["system"] == name and "settings" in row]
+        found += [f"{called}, {row['case']}: {' '.join(row['settings'])}{_note(row)}" for row in peers]
+    said = "The peers' rows are not packed, if not said so, and their base is quantised once"
+    return [f"{said} (`benchmarks/peer.py` explains the settings). {'; '.join(found)}."] if found else []
+
+
+def _note(row: dict[str, Any]) -> str:
+    return f" ({row['note'].rstrip('.')})" if "note" in row else ""
 
 
 def _elsewhere(ours: list[dict[str, Any]], by_case: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    """What the peers reached on another machine with such a card, and ours in times of it; none where nobody looked."""
+    """What the peers reached on other machines with such a card, and ours in times of it; none where nobody looked."""
     found = []
     for name in ("trl", "unsloth"):
         theirs = [(row, by_case.get((f"{name}{ELSEWHERE}", row["case"]))) for row in ours]
@@ -133,7 +152,7 @@ def _elsewhere(ours: list[dict[str, Any]], by_case: dict[tuple[str, str], dict[s
     if not found:
         return []
     why = "The peers' steps wait for the machine beside the card"
-    return [f"{why}: on an H100 of another machine they reached {'; '.join(found)}."]
+    return [f"{why}: on H100s of other machines they reached {'; '.join(found)}."]
 
 
 def times_floor(row: dict[str, Any]) -> float | None:
@@ -165,8 +184,10 @@ def _source(rows: list[dict[str, Any]], ours: list[dict[str, Any]], file: Path) 
     versions_of = next((row["versions"] for row in rows if row["system"] == "unsloth"), None)
     unsloth = f"; Unsloth {versions_of['unsloth']}, with trl {versions_of['trl']}" if versions_of else ""
     source = f"A Llama-2-7B-shaped model, NF4, on one {rows[0]['card']}; {versions}{unsloth}"
-    where = f"benchmarks/results/{file.name}, by `benchmarks/speed_gpu.py`; the floor: `benchmarks/floor.py`"
-    return f"{source}. Ours at {_commits(ours)}: {where}."
+    where = f"benchmarks/results/{file.name}, by `benchmarks/speed_gpu.py`"
+    floor = "The floor is what its products take at the card's full speed, and dequantising (`benchmarks/floor.py`)"
+    notes = sorted({row["note"] for row in ours if "note" in row})
+    return " ".join([f"{source}. Ours at {_commits(ours)}: {where}. {floor}.", *notes])
 
 
 def _commits(ours: list[dict[str, Any]]) -> str:

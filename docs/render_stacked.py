@@ -25,10 +25,17 @@ def stacked_table() -> str:
     said += _most_gained(stacks[0], rows)
     first = stacks[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    at = f", at commit {first['commit']}" if "commit" in first else ""
-    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at}; {versions}"
+    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}, {_commits(rows)}; {versions}"
     source = f"{source}: benchmarks/results/stacked.json, by `{first['command']}`."
     return "\n".join(["", *lines, "", said, "", source, ""])
+
+
+def _commits(rows: list[dict[str, Any]]) -> str:
+    """The commit of the stacks, and of what was measured at another."""
+    found = {row["system"]: row.get("commit", "not recorded") for row in rows}
+    own = found["stack"]
+    others = "".join(f"; {system} at {commit}" for system, commit in found.items() if commit != own)
+    return f"at commit {own}{others}"
 
 
 def _most_gained(stack: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -69,9 +69,11 @@ def _rank(stacked: dict[str, Any], whole: dict[str, Any]) -> str:
     """The place of a study's winner among the points trained whole."""
     done = sorted((trial for trial in whole["record"] if trial["loss"] is not None), key=lambda trial: trial["loss"])
     rank = [trial["number"] for trial in done].index(stacked["winner"]["number"]) + 1
-    losses = f"{done[rank - 1]['loss']:.4f} there, {done[0]['loss']:.4f} the best, {done[-1]['loss']:.4f} the worst"
+    there, best, worst = (done[i]["loss"] for i in (rank - 1, 0, -1))
     where = "" if whole["card"] == stacked["card"] else f" on {card_of(whole)}"
-    return f"the winner is number {rank} of {len(done)} among the points trained whole{where} ({losses})"
+    losses = f"{there:.4f} there, {best:.4f} the best, {worst:.4f} the worst"
+    said = f"number {rank} of {len(done)} among the points trained whole{where} ({losses})"
+    return f"its winner is the same (reached: {said})" if rank == 1 else f"its winner is another (missed: {said})"
 
 
 def one_by_one_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ import sys
 def main() -> int:
     """Do what the command line says; the exit code: 0 done, 2 the user can mend it, 1 a fault, 130 interrupted."""
     from llama_lab import ranks
-    from llama_lab.app import launch, report_error
+    from llama_lab.app import launch
     from llama_lab.cli import run_verb
+    from llama_lab.error_report import report_error
 
     words = sys.argv[1:]
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")

@@ -31,7 +31,8 @@ from llama_lab.choices import Resume, TrackingMode
 from llama_lab.compose import check_grid, parse
 from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
-from llama_lab.errors import ConfigError, LlamaLabError, RunError, did_you_mean
+from llama_lab.error_report import hydra_raises, log_failure, report_error
+from llama_lab.errors import ConfigError, RunError, did_you_mean
 from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
@@ -42,7 +43,6 @@ from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
 from llama_lab.words import GROUPS, ordered, resumed
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
 RAY_PLUGIN = "hydra_plugins.hydra_ray_launcher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -111,7 +111,7 @@ def launch(words: list[str]) -> int:
     sys.argv[1:] = words  # Hydra reads them there
     # the plugin has a ray of its own in the store; ours is used instead, with its fields
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/ray' is validated against")
-    with _hydra_raises():
+    with hydra_raises():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -136,7 +136,7 @@ def job(cfg: DictConfig) -> float:
             return run_stages(stages_of(config, words), folder, config.tracking.group or group, run_in)
         return run_in(config, folder, words)
     except Exception as error:
-        logging.getLogger(__name__).exception("The run failed")
+        log_failure(error)
         if hydra_cfg.mode is RunMode.MULTIRUN:
             raise  # the sweep goes on with its other jobs
         raise SystemExit(report_error(error)) from error
@@ -169,8 +169,8 @@ def resume(folder: Path, words: list[str]) -> int:
     logging.basicConfig(filename=folder / "llama_lab.log", level=logging.INFO)
     try:
         run_in(config, run_dir.path, lock["overrides"])
-    except Exception:
-        logging.getLogger(__name__).exception("The run failed")
+    except Exception as error:
+        log_failure(error)
         raise
     return 0
 
@@ -208,47 +208,6 @@ def check_start(config: RunConfig) -> None:
         from llama_lab.tracking import resolve_mode
 
         resolve_mode(config.tracking)
-
-
-def report_error(error: BaseException) -> int:
-    """Print one message for `error`, a traceback too where HYDRA_FULL_ERROR=1 asks for it; the exit code."""
-    if os.environ.get(_USERS_FULL_ERROR) == "1":
-        traceback.print_exception(error)
-    if isinstance(error, LlamaLabError):
-        print(f"llama_lab: {error}", file=sys.stderr)
-        return error.exit_code
-    if type(error).__name__ == "OutOfMemoryError":
-        print(
-            "llama_lab: the GPU's memory is full. Halve trainer.per_device_train_batch_size and double "
-            "trainer.gradient_accumulation_steps, or type trainer.memory=lean (with trainer.engine=standard "
-            "trainer.gradient_checkpointing=true), or a smaller dataset.max_length.",
-            file=sys.stderr,
-        )
-        return LlamaLabError.exit_code
-    print(
-        f"llama_lab: {type(error).__name__}: {error}\nThe traceback is in llama_lab.log in the run's folder; "
-        f"{FULL_ERROR}=1 shows it here.",
-        file=sys.stderr,
-    )
-    return 1
-
-
-_USERS_FULL_ERROR = "LLAMA_LAB_FULL_ERROR"
-
-
-@contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Let Hydra raise its errors instead of printing them; what the user asked for is kept beside."""
-    asked = os.environ.get(FULL_ERROR)
-    os.environ[_USERS_FULL_ERROR] = asked or "0"
-    os.environ[FULL_ERROR] = "1"
-    try:
-        yield
-    finally:
-        if asked is None:
-            del os.environ[FULL_ERROR]
-        else:
-            os.environ[FULL_ERROR] = asked
 
 
 @contextmanager

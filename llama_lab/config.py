@@ -67,6 +67,7 @@ class ModelSettings:
     pad_token: str | None = None
     """null: the tokenizer's own unless that is the EOS, else <unk>. Never the EOS: the model would not stop."""
     learning_rate: float = 2e-4
+    """The highest, after warm-up."""
     """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
     preference_learning_rate: float = 5e-6
     """What suits DPO, KTO, GRPO and RLOO on it; trainer.learning_rate takes it. Source: DPO of Zephyr 7B with QLoRA."""
@@ -212,12 +213,15 @@ class DatasetSettings:
     eval_split: str | None = None
     """Held-out split; null holds `eval_fraction` of the training rows out, drawn by the run's seed."""
     eval_fraction: float = 0.05
+    """Share of the rows that is held out, at least one, where eval_split is null."""
     format: DataFormat = DataFormat.auto
     columns: ColumnSettings = field(default_factory=ColumnSettings)
     system_prompt: str | None = None
     """Put before every conversation that has none of its own."""
     max_train_rows: int | None = None
+    """The first so many, of those that are not held out; null is all."""
     max_eval_rows: int | None = None
+    """The first so many of the held-out rows; null is all."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be read or converted, and what follows where a file breaks off; the run says how many
     and why. false stops at the first of them."""
@@ -313,7 +317,9 @@ class TrainerSettings:
     max_steps: int = -1
     """Optimizer steps; -1 leaves it to num_train_epochs."""
     per_device_train_batch_size: int = 4
+    """Rows that one process reads at once."""
     gradient_accumulation_steps: int = 1
+    """So many times of that make an optimizer step."""
     micro_batch_size: str | None = None
     """Rows that go through the model at once: a number, or `auto` for the most that fit in 90% of the memory.
 
@@ -339,8 +345,9 @@ class TrainerSettings:
     neftune_noise_alpha: float | None = None
     """Noise on the embeddings: arXiv 2310.05914."""
     logging_steps: int = 5
+    """Loss, gradient norm, learning rate and speed are logged every so many optimizer steps."""
     eval_steps: int | None = None
-    """Held-out loss every so many steps; null only before and after."""
+    """Held-out loss every so many optimizer steps; null only before and after."""
     save_steps: int = 25
     """A checkpoint every so many optimizer steps; 0 writes none."""
     save_total_limit: int | None = 2
@@ -443,8 +450,11 @@ class TrackingSettings:
     project: str = "llama_lab"
     """MLflow calls it an experiment."""
     entity: str | None = None
+    """Of W&B: the user or team that owns the project; null is the account's own."""
     group: str | None = None
+    """Of W&B: runs that belong together; null is none, and in a grid or a study its name."""
     job_type: str = "train"
+    """Of W&B: what kind of run it is within its group."""
     tags: list[str] = field(default_factory=list)
     name: str | None = None
     """null: the overrides, such as `lora.r=64 quant=fp4`."""
@@ -473,6 +483,7 @@ class EvaluateSettings:
     metrics_before: bool = False
     """Score dataset.metrics before training as well: as many answers again."""
     batch_size: int = 8
+    """Rows or prompts at once, whatever a step of training has."""
     max_new_tokens: int = 40
     """Tokens an answer may have when it is scored by dataset.metrics."""
 
@@ -489,13 +500,17 @@ class GenerationSettings:
     """Empty: the first `num_prompts` held-out prompts."""
     num_prompts: int = 3
     max_new_tokens: int | None = 64
+    """Tokens of an answer, at most."""
     max_length: int | None = None
     """Prompt and answer together, in tokens; used where max_new_tokens is null."""
     do_sample: bool = False
     """false is greedy; true draws by temperature and top_p."""
     temperature: float = 1.0
+    """Logits are divided by it, where do_sample is true."""
     top_p: float = 1.0
+    """Drawn from the likeliest tokens that have this much of the probability, where do_sample is true."""
     repetition_penalty: float = 1.0
+    """Logits of tokens that stand there already are divided by it (multiplied, where negative): arXiv 1909.05858."""
 
     def __post_init__(self) -> None:
         check_range(self.num_prompts >= 0, "generation.num_prompts", self.num_prompts, "type 0 or more")

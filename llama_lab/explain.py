@@ -50,7 +50,6 @@ ALIASES = {
     "num_epochs": "trainer.num_train_epochs",
     "steps": "trainer.max_steps",
     "batch_size": "trainer.per_device_train_batch_size",
-    "micro_batch_size": "trainer.per_device_train_batch_size",
     "warmup_steps": "trainer.warmup_ratio",
     "optimizer": "trainer.optim",
     "scheduler": "trainer.lr_scheduler_type",
@@ -82,6 +81,9 @@ HYDRA_SAYS = {
     r"Sweep parameters '(.+)' requires": "{0} stands for several values. Type them one by one: -m KEY=A,B",
     r"Config group override must be a string": "A group takes the name of a choice. Type GROUP=CHOICE; see --help.",
     r"Multiple values for (\S+?)\. To override": "{0} has a choice already. Type {0}=CHOICE, without a + before it.",
+    r"Only one of --run, --multirun, --cfg": (
+        "--cfg shows one run, and -m is many. Leave -m out; --cfg hydra shows the settings of the study as well."
+    ),
     r"Could not append to config. An item is already at '(\S+)'": "{0} is there already. Leave the + out: {0}=...",
 }
 """What Hydra says in words of its insides, as a pattern, and what a person can do with."""
@@ -138,7 +140,8 @@ def unknown_key(key: str) -> ConfigError:
     if found == key and key.startswith(PREFIX):
         return ConfigError(f"{key} belongs to a study. Type hydra/sweeper=optuna as well, or search=lora_quant.")
     hint = f" Did you mean {found}?" if found else ""
-    return ConfigError(f"{key} is no setting of llama_lab.{hint} All of them: python -m llama_lab --cfg job")
+    shown = "search=lora_quant --cfg hydra" if key.startswith(PREFIX) else "--cfg job"
+    return ConfigError(f"{key} is no setting of llama_lab.{hint} All of them: python -m llama_lab {shown}")
 
 
 def _no_stage(key: str) -> ConfigError:

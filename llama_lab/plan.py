@@ -164,8 +164,11 @@ def _throughput(config: RunConfig, options: Options) -> tuple[float, str] | None
     for folder, result, lock in _finished(Path("outputs")):
         theirs = lock["config"]
         same = theirs["model"]["name"] == config.model.name and theirs["quant"]["type"] == str(config.quant.type)
+        same = same and theirs["trainer"]["name"] == str(config.trainer.name)
         if same and result.get("tokens_per_s"):
-            return result["tokens_per_s"], f"measured in {folder}"
+            machine = lock.get("hardware") or {}
+            card = ", ".join(dict.fromkeys(machine.get("gpus") or [])) or machine.get("cpu")
+            return result["tokens_per_s"], f"measured in {folder}" + (f" on {card}" if card else "")
     return None
 
 
@@ -175,7 +178,7 @@ def _finished(root: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]
         try:
             result = json.loads(path.read_text())
             lock = json.loads(path.with_name("run.json").read_text())
-            lock["config"]["model"]["name"], lock["config"]["quant"]["type"]
+            lock["config"]["model"]["name"], lock["config"]["quant"]["type"], lock["config"]["trainer"]["name"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a torn file of another run is not this plan's concern
         if result.get("status") == "ok":

@@ -118,8 +118,6 @@ def unsuited_machine() -> str | None:
         return "several processes"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return "a GPU without bf16"
-    if find_spec("torch.nn.attention.varlen") is None:
-        return f"attention by row in torch {torch.__version__} (it begins with 2.10)"
     return lacking_for_triton()
 
 

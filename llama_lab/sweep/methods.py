@@ -70,9 +70,11 @@ class SamplerSettings:
     n_startup_trials: int | None = None
     """Trials that are drawn at random before the sampler learns."""
     n_ei_candidates: int | None = None
+    """Of tpe: points that are drawn, of which the most promising is taken."""
     multivariate: bool | None = None
     """Model the settings together instead of one by one."""
     population_size: int | None = None
+    """Of nsgaii: trials of a generation."""
     qmc_type: str | None = None
     """sobol or halton."""
 
@@ -96,7 +98,9 @@ class PrunerSettings:
     n_startup_trials: int | None = None
     """Trials that must have ended before one is pruned."""
     n_warmup_steps: int | None = None
+    """Of median: no trial is pruned before so many steps."""
     interval_steps: int | None = None
+    """Of median: steps from one decision to the next."""
     min_resource: int | None = None
     """The first rung; null is the first measurement on the way."""
     max_resource: int | None = None
@@ -104,6 +108,7 @@ class PrunerSettings:
     reduction_factor: int | None = None
     """One trial of so many goes on from a rung."""
     min_early_stopping_rate: int | None = None
+    """The first rung is so many rungs later."""
     bootstrap_count: int | None = None
     """Trials that must have reached a rung before one goes on from it."""
     num_measurements: int = 8

@@ -22,6 +22,9 @@ CASES = [
     ("dataset.nme=x", ["dataset.nme", "dataset.name"]),
     ("rank=8", ["rank", "lora.r"]),
     ("lr=1e-4", ["lr", "trainer.learning_rate"]),
+    ("micro_batch_size=2", ["micro_batch_size", "trainer.micro_batch_size"]),
+    ("search=lora_lr search.n_trial=5", ["hydra.sweeper.n_trials", "--cfg hydra"]),
+    ("-m search=lora_lr --cfg job", ["--cfg shows one run", "Leave -m out"]),
     ("trainer.lr=1e-4", ["trainer.lr", "trainer.learning_rate"]),
     ("lora.lora_alpha=16", ["lora_alpha", "lora.alpha"]),
     ("trainer.batch_size=4", ["trainer.per_device_train_batch_size"]),
@@ -277,10 +280,13 @@ def test_hostile_words_load_no_heavy_library(environment, files, command):
     assert imported.isdisjoint(HEAVY)
 
 
-def test_traceback_is_there_for_who_asks(lab, files):
-    done = lab("lora.r=0", cwd=files, HYDRA_FULL_ERROR="1")
+@pytest.mark.parametrize("command", ["lora.r=0", "compare nowhere", "resume=nowhere"])
+def test_traceback_is_there_for_who_asks(lab, files, command):
+    words = shlex.split(command)
+    done = lab(*words, cwd=files, HYDRA_FULL_ERROR="1")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+    assert "Traceback" not in lab(*words, cwd=files).stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

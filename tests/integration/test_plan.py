@@ -33,6 +33,20 @@ def test_plan_says_what_the_run_then_does(lab: Lab, tmp_path: Path, tiny_run: Pa
     assert list(tmp_path.iterdir()) == []  # a plan writes nothing
 
 
+def test_time_is_that_of_a_finished_run_of_the_same_kind_on_the_machine_it_names(
+    lab: Lab, tmp_path: Path, tiny_run: Path
+):
+    run = tmp_path / "outputs" / "run"
+    run.mkdir(parents=True)
+    lock = read_json(tiny_run / "run.json")
+    lock["hardware"]["gpus"] = ["Some GPU", "Some GPU"]
+    (run / "run.json").write_text(json.dumps(lock))
+    (run / "result.json").write_text(json.dumps(read_json(tiny_run / "result.json") | {"tokens_per_s": 500.0}))
+    said = " ".join(lab("plan", *TINY, "lora.r=4", cwd=tmp_path).stdout.split())
+    assert "at 500/s, measured in outputs/run on Some GPU." in said
+    assert "Time: unknown" in lab("plan", *TINY, "quant=none", cwd=tmp_path).stdout
+
+
 def test_rows_are_shown_as_they_are_learned(lab: Lab, tmp_path: Path, rows_file: Path):
     words = ["model=tiny", "dataset=jsonl", f"dataset.path={rows_file}", "--rows", "2"]
     done = lab("data", *words, cwd=tmp_path)

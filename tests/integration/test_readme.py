@@ -64,7 +64,7 @@ def test_command_of_the_readme(lab, own_run, tmp_path, words):
     assert done.returncode == 0, done.stderr
 
 
-def test_every_number_of_the_default_run_comes_from_its_files():
+def test_every_block_of_numbers_is_what_its_files_hold():
     import subprocess
     import sys
 

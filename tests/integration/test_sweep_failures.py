@@ -71,7 +71,9 @@ from llama_lab.sweep import child, driver
 
 def work(order, pipe):
     child._prepare(order)
-    time.sleep(8 if order.folder.name == "0" else 0.2)
+    others = [order.folder.with_name(str(n)) / "result.json" for n in (1, 2, 3)]
+    while order.folder.name == "0" and not all(other.exists() for other in others):
+        time.sleep(0.05)  # the test's own time limit ends it where the other slot does not do all the rest
     known = [name for name in ("torch", "bitsandbytes") if name in sys.modules]
     result = {"status": "ok", "eval_loss": 1.0, "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "imported": known}
     RunDir(order.folder).result.write_text(json.dumps(result))
@@ -86,12 +88,11 @@ def test_each_slot_has_a_gpu_of_its_own_and_takes_the_next_trial_at_once(environ
     (tmp_path / "says_its_gpu.py").write_text(SAYS_ITS_GPU)
     words = [*STUDY[1:], "model=tiny", RANK, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
     command = [sys.executable, "says_its_gpu.py", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment | {"CUDA_VISIBLE_DEVICES": "3,7"}, check=True)
+    environment |= {"CUDA_VISIBLE_DEVICES": "3,7"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
     files = [tmp_path / "outputs" / "study" / str(n) / "result.json" for n in range(4)]
     results = [read_json(file) for file in files]
     assert done.returncode == 0
-    # the other slot does all the rest while the first trial takes its time
-    assert max(file.stat().st_mtime for file in files[1:]) < files[0].stat().st_mtime
     assert sorted(result["gpu"] for result in results) in (["3", "3", "3", "7"], ["3", "7", "7", "7"])
     assert [result["gpu"] for result in results].count(results[0]["gpu"]) == 1
     assert all(result["imported"] == ["torch"] for result in results)  # bitsandbytes would begin CUDA before the fork

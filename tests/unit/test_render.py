@@ -65,7 +65,10 @@ def test_a_whole_study_is_shown_once_it_is_measured(tmp_path, monkeypatch):
     stacked = "| 3 points | stacked, successive halving | a card | abc | 1 done, 2 pruned | 13 | 50 s (3.00x as fast)"
     assert f"{stacked} | 2.1000 |" in page
     assert "| 3 points | one by one, whole | a card | abc | 3 done | 27 | 2 min 30 s | 2.0000 |" in page
-    assert "winner is number 2 of 3 among the points trained whole (2.1000 there, 2.0000 the best, 2.4000" in page
+    found = "number 2 of 3 among the points trained whole (2.1000 there, 2.0000 the best, 2.4000 the worst)"
+    assert f"its winner is another (missed: {found})" in page
+    page = page_of([STACKED | {"winner": WHOLE["record"][0]}, WHOLE], tmp_path, monkeypatch)
+    assert "its winner is the same (reached: number 1 of 3" in page
     drawn = pictures_study.picture(STACKED, WHOLE)
     assert drawn.count("<circle") == 3
     assert "3.00 times as fast" in drawn
@@ -84,7 +87,7 @@ def test_one_by_one_is_of_the_same_card_and_rather_of_the_same_commit(tmp_path, 
     rows = [STACKED | later, WHOLE, WHOLE | later | each | {"makespan_s": 200.0}]
     page = page_of(rows, tmp_path, monkeypatch)
     assert "4.00 times as fast" in page
-    assert "winner is number 2 of 3" in page
+    assert "number 2 of 3" in page
     other = {"card": "another card"}
     page = page_of([STACKED, WHOLE | other, WHOLE | each | later], tmp_path, monkeypatch)
     assert "3.00 times as fast" in page
@@ -93,12 +96,12 @@ def test_one_by_one_is_of_the_same_card_and_rather_of_the_same_commit(tmp_path, 
 
 def test_a_study_that_began_with_compiled_kernels_is_not_held_against_runs_that_compiled(tmp_path, monkeypatch):
     page = page_of([STACKED, STACKED | {"case": "3 points, kernels compiled"}, WHOLE], tmp_path, monkeypatch)
-    assert "- 3 points, kernels compiled, on a card: the winner is number 2 of 3" in page
+    assert "- 3 points, kernels compiled, on a card: its winner is another (missed: number 2 of 3" in page
 
 
 def test_points_trained_whole_elsewhere_tell_the_winner_and_not_the_time(tmp_path, monkeypatch):
     page = page_of([STACKED, WHOLE | {"card": "none; some CPU", "cpus": 2}], tmp_path, monkeypatch)
-    assert "winner is number 2 of 3 among the points trained whole on a CPU with 2 cores" in page
+    assert "number 2 of 3 among the points trained whole on a CPU with 2 cores" in page
     assert "as fast" not in page.split("| 3 points")[1]
 
 

@@ -104,11 +104,17 @@ def test_speed_names_the_peers_that_were_measured(tmp_path):
     table = speed_table(file_of(tmp_path, [row, peer]))
     assert cells(table, "| 1,024")[-1] == f"1,000 ({row['tokens_per_s'] / 1000:.1f}x)"
     assert "Unsloth 2026" in table
-    assert "another machine" not in table
+    assert "other machines" not in table
     elsewhere = peer | {"system": "unsloth, on another H100", "tokens_per_s": 2000.0}
     table = speed_table(file_of(tmp_path, [row, peer, elsewhere]))
     assert cells(table, "| 1,024")[-1].startswith("1,000 (")
-    assert f"another machine they reached Unsloth 2,000 ({row['tokens_per_s'] / 2000:.1f}x) at 1,024." in table
+    assert f"other machines they reached Unsloth 2,000 ({row['tokens_per_s'] / 2000:.1f}x) at 1,024." in table
+    told = peer | {"settings": ["gc=0", "bs=4"], "note": "the faster of two"}
+    file = file_of(tmp_path, [row, told, elsewhere, first_step("warm", 12)])
+    assert "Unsloth, 1024: gc=0 bs=4 (the faster of two)." in speed_table(file)
+    short = speed_table(file, is_short=True)
+    assert cells(short, "| 1,024") == cells(table, "| 1,024")
+    assert not {word for word in ("bs=4", "other machines", "first step") if word in short}
 
 
 def test_a_sweep_that_was_not_measured_renders_to_nothing(tmp_path):

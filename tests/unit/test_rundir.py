@@ -84,11 +84,14 @@ def test_process_that_is_killed_while_it_writes_leaves_the_file_whole(run_dir, n
 
 def test_reader_never_sees_half_a_file(run_dir):
     writer = start(forever("run_dir.write_lock({'fill': ['x' * 1000] * 2000})"), run_dir.path)
-    sizes, end = set(), time.monotonic() + 0.4
-    while time.monotonic() < end:
-        sizes.add(run_dir.lock.stat().st_size)
+    sizes, files, end = set(), set(), time.monotonic() + 30
+    while len(files) < 20 and time.monotonic() < end:
+        found = run_dir.lock.stat()
+        sizes.add(found.st_size)
+        files.add(found.st_mtime_ns)
     writer.kill()
     writer.wait()
+    assert len(files) == 20  # it was written again and again meanwhile
     assert len(sizes) == 1
 
 

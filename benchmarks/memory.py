@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import commit
 from llama_lab.activations import Device
 from llama_lab.compose import compose_words
 from llama_lab.config import RunConfig
@@ -214,6 +215,7 @@ def _facts(one: Case) -> dict[str, Any]:
         "command": f"python -m benchmarks.memory{'' if one.on_gpu else ' --cpu'} --write",
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
+        **commit(),
     }
 
 

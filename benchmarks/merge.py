@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.machine import commit
 from llama_lab.compose import compose_words
 from llama_lab.embedded import materialise
 from llama_lab.lock import cpu_name, package_versions
@@ -98,8 +100,9 @@ def measure(name: str, shape: dict[str, int]) -> dict[str, Any]:
             "onto": merged["onto"],
             "kl": merged["kl"],
             "kl_original": merged["tried"]["original"]["kl"],
-            "card": f"none; {cpu_name()}, {torch.get_num_threads()} threads",
+            "card": f"none; {cpu_name()}, {os.cpu_count()} cores",
             "versions": {k: v for k, v in package_versions().items() if k in ("torch", "transformers", "peft")},
+            **commit(),
         }
 
 
@@ -116,7 +119,7 @@ def measure_onto() -> dict[str, Any]:
             subprocess.run([*lab, "merge", f"{work}/run", "--to", to, "--onto", onto, "--force"], check=True)
             merged = json.loads((Path(to) / "merge.json").read_text())
             tried |= merged["tried"]
-    return merged | {"run": " ".join(words), "tried": tried, "card": f"none; {cpu_name()}"}
+    return merged | {"run": " ".join(words), "tried": tried, "card": f"none; {cpu_name()}", **commit()}
 
 
 def _linear(hidden: int, inner: int) -> dict[str, tuple[int, int]]:

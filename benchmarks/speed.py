@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import commit
 from llama_lab.lock import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +91,7 @@ def row_of(system: str, results: list[dict[str, Any]], words: list[str]) -> dict
         "settings": [*words, f"trainer.engine={SYSTEMS[system]}"],
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
         "command": "python -m benchmarks.speed --cpu --write",
+        **commit(),
     }
 
 

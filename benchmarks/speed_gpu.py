@@ -33,9 +33,9 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.machine import commit
 from benchmarks.speed import RESULTS as CPU_RESULTS
 from benchmarks.speed_cases import ALL_LINEAR, PEERS, cases, chat_length, packed, sweep
-from llama_lab.lock import code_state
 
 if TYPE_CHECKING:
     from llama_lab.config import RunConfig
@@ -252,9 +252,7 @@ def head() -> dict[str, Any]:
 
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    code = code_state()
-    commit = {"commit": str(code["commit"])[:7] + ("+" if code["diff"] else "")} if code else {}
-    return {"card": card, "versions": {name: found for name in names if (found := version_of(name))}, **commit}
+    return {"card": card, "versions": {name: found for name in names if (found := version_of(name))}, **commit()}
 
 
 def version_of(name: str) -> str | None:

@@ -22,10 +22,11 @@ def speed_cpu_table() -> str:
         name = {"llama_lab": "`fast`", "trl": "`standard`"}[row["system"]]
         lines.append(f"| {name} | {row['tokens_per_s']:.0f} | {row['step_ms']:.0f} | {row['against_trl']:.2f} |")
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
+    at = f", at commit {rows[0]['commit']}" if "commit" in rows[0] else ""
     card, runs = rows[0]["card"].removeprefix("none; "), len(rows[0]["runs_tokens_per_s"])
     source = f"The embedded default, {rows[0]['tokens_per_step']:.0f} tokens a step, {card}, median of {runs} runs each"
     return "\n".join(
-        [*lines, "", f"{source}; {versions}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`."]
+        [*lines, "", f"{source}; {versions}{at}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`."]
     )
 
 

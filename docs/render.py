@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
+from render_modules import modules_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
 from render_speed import SPEED_H200, speed_cpu_table, speed_table  # noqa: E402
 from render_stacked import stacked_table  # noqa: E402
@@ -183,6 +184,7 @@ def sweep_rungs_table() -> str:
 
 
 BLOCKS = {
+    "modules": modules_table,
     "stacked": stacked_table,
     "stages": stages_table,
     "study": study_section,
@@ -205,7 +207,10 @@ BLOCKS = {
 }
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("taking_away", "planning", "preferences", "searching", "speed", "stacked")),
+    *(
+        f"docs/{name}.md"
+        for name in ("modules", "taking_away", "planning", "preferences", "searching", "speed", "stacked")
+    ),
 )
 
 

@@ -68,6 +68,7 @@ class CheckFirst(Callback):
                 from llama_lab.lock import check_unchanged
 
                 check_unchanged(RunDir(folder).read_lock(), settings)
+            RunDir(folder).claim()  # Hydra writes .hydra before the run begins
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         """Check the folder and, of a grid, the runs; our own sweeper checks its study, another one's is not known."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from llama_lab.checkpoints import PARTIAL
 from llama_lab.errors import ConfigError
-from llama_lab.training import PARTIAL, FitSettings
+from llama_lab.training import FitSettings
 
 
 def shared_arguments(settings: FitSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llama_lab.choices import Resume
 from llama_lab.errors import RunError
@@ -18,6 +18,8 @@ from llama_lab.results import SCHEMA, Result
 
 STAGES_FILE = "stages.json"
 """The mark of a folder in which several runs lie that are stages of one command (stages.py)."""
+_CLAIMED: dict[Path, TextIO] = {}
+"""The locks that this process keeps until it ends, by folder."""
 
 
 class RunDir:
@@ -39,18 +41,35 @@ class RunDir:
         Raises:
             RunError: another process works in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise RunError(f"{self.path} is in use by process {owner}. Wait for it, or end it.") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        if self.path.resolve() in _CLAIMED:
             yield
+            return
+        with self._locked():
+            yield
+
+    def claim(self) -> None:
+        """Keep every other process out until this one ends, from before anything else is written there.
+
+        Raises:
+            RunError: another process works in it.
+        """
+        if (folder := self.path.resolve()) not in _CLAIMED:
+            _CLAIMED[folder] = self._locked()
+
+    def _locked(self) -> TextIO:
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise RunError(f"{self.path} is in use by process {owner}. Wait for it, or end it.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
 
     def read_lock(self) -> dict[str, Any]:
         """run.json.

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llama_lab import ranks, report
 from llama_lab.backend import Adapted, Backend, OwnBackend
+from llama_lab.checkpoints import check_readable, last_checkpoint, step_of
 from llama_lab.choices import Engine, Memory, Resume, TrainerName
 from llama_lab.config import RunConfig, TrainerSettings
 from llama_lab.data.audit import stop_on_failure
@@ -39,7 +40,7 @@ from llama_lab.results import FitResult, Result, Score
 from llama_lab.rewards import import_rewards
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
-from llama_lab.training import fit_settings, last_checkpoint, step_of
+from llama_lab.training import fit_settings
 
 
 @dataclass(kw_only=True)
@@ -84,6 +85,7 @@ def run(
             display.note(f"{folder} has ended already; this is its result.")
             report.show(console, run_dir, run_dir.read_result(), [], "", scores=scores)
             return run_dir.read_result()
+        check_readable(run_dir.checkpoints)
         with _failure_recorded(run_dir), open_tracking(config.tracking, run_dir, lock) as tracking:
             loaded = _load(config, run_dir, lock, tracking, display, listeners, backend or OwnBackend())
             result, samples = _stages(loaded)

@@ -118,7 +118,7 @@ def _callback(settings: TrackingSettings, run_dir: RunDir) -> TrainerCallback:
         return kind()
     from torch.utils.tensorboard import SummaryWriter
 
-    from llama_lab.training import last_checkpoint, step_of
+    from llama_lab.checkpoints import last_checkpoint, step_of
 
     start = step_of(last_checkpoint(run_dir.checkpoints))
     # a resumed run repeats the steps since its checkpoint: TensorBoard drops what it was told of them before

@@ -13,13 +13,14 @@ from trl import SFTConfig, SFTTrainer
 
 from llama_lab import ranks
 from llama_lab.arguments import shared_arguments
+from llama_lab.checkpoints import check_written_by, last_checkpoint
 from llama_lab.choices import Engine
 from llama_lab.data.batches import Collator
 from llama_lab.events import Listener
 from llama_lab.loss import summed_loss
 from llama_lab.results import FitResult
 from llama_lab.rewards import number_of
-from llama_lab.training import FitSettings, Recorder, check_written_by, last_checkpoint, recording
+from llama_lab.training import FitSettings, Recorder, recording
 
 if TYPE_CHECKING:
     from datasets import Dataset

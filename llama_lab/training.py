@@ -1,12 +1,11 @@
-"""What both ways to train share: their settings, what they tell, and how a checkpoint gets its name."""
+"""What both ways to train share: their settings, and what they tell."""
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +13,14 @@ from pathlib import Path
 import torch
 
 from llama_lab import ranks
+from llama_lab.checkpoints import PARTIAL, checkpoints_in, flush, last_checkpoint, step_of
 from llama_lab.choices import Engine, Memory
 from llama_lab.config import RunConfig, TrainerSettings
-from llama_lab.errors import ConfigError, RunError
+from llama_lab.errors import RunError
 from llama_lab.events import Listener
 from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult
 from llama_lab.rundir import RunDir
-
-PARTIAL = ".partial"
-"""The folder in which a checkpoint is written before it gets its name."""
-FLAT_STATE = "moments.npy"
-"""The file by which a checkpoint of engine/loop.py is known: AdamW's two moments of the flat adapter."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +40,8 @@ class FitSettings:
     pad_to_multiple_of: int | None = None
     runtime_before_s: float = 0.0
     """Seconds of training before the checkpoint that is resumed from."""
+    losses_before: Sequence[float] = ()
+    """That were logged before it."""
     note: Callable[[str], None] = print
     """Tells the user one line."""
 
@@ -57,7 +54,7 @@ def fit_settings(
     Args:
         note: tells the user one line.
     """
-    runtimes = [row["train/runtime_s"] for row in run_dir.read_metrics() if "train/runtime_s" in row]
+    logged = [row for row in run_dir.read_metrics() if "train/runtime_s" in row]
     return FitSettings(
         trainer=config.trainer,
         seed=config.seed,
@@ -67,7 +64,8 @@ def fit_settings(
         note=note,
         autocast_bf16=torch.cuda.is_available() and compute_dtype(config.quant)[0] is torch.bfloat16,
         pad_to_multiple_of=config.dataset.pad_to_multiple_of,
-        runtime_before_s=runtimes[-1] if runtimes else 0.0,
+        runtime_before_s=logged[-1]["train/runtime_s"] if logged else 0.0,
+        losses_before=[row["train/loss"] for row in logged],
     )
 
 
@@ -145,16 +143,17 @@ class Recorder:
 
     def result(self, num_steps: int) -> FitResult:
         """The training in numbers; the loss is the mean of the logged ones, NaN where no step was taken."""
+        losses = [*self.settings.losses_before, *self.losses]
         return FitResult(
             num_steps=num_steps,
-            train_loss=sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            train_loss=sum(losses) / len(losses) if losses else math.nan,
             train_runtime_s=self.settings.runtime_before_s + self.seconds(),
             tokens_per_s=self.tokens_per_s(),
         )
 
     def _drop_old(self) -> None:
         limit = self.settings.trainer.save_total_limit
-        kept = sorted(self.settings.checkpoints.glob("checkpoint-*"), key=step_of)
+        kept = checkpoints_in(self.settings.checkpoints)
         for old in kept[: -limit if limit else 0]:
             # renamed first: a kill during the removal must not leave half a checkpoint under a checkpoint's name
             doomed = self.settings.checkpoints / PARTIAL / f"old-{old.name}"
@@ -186,30 +185,6 @@ def not_finite(said: str, learning_rate: float) -> RunError:
     )
 
 
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest complete checkpoint; they get their names only when complete."""
-    return max(checkpoints.glob("checkpoint-*"), key=step_of, default=None)
-
-
-def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step of a checkpoint by its name; 0 for none."""
-    return int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
-
-
-def check_written_by(checkpoint: Path | None, *, flat: bool) -> None:
-    """Refuse to go on from a checkpoint of the other way to train: its optimizer's states would be lost.
-
-    Raises:
-        ConfigError: names the engine that wrote it.
-    """
-    if checkpoint is not None and (checkpoint / FLAT_STATE).exists() is not flat:
-        other = "standard" if flat else "fast"
-        raise ConfigError(
-            f"{checkpoint} was written by the other engine, whose optimizer keeps its states in another form. "
-            f"Type trainer.engine={other}, on the kind of device it began on."
-        )
-
-
 def peak_memory_gib() -> float:
     """Peak memory in GiB: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
@@ -235,12 +210,3 @@ def forget_peak() -> None:
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak becomes what the process holds now
-
-
-def flush(folder: Path) -> None:
-    """Wait until the disk has the files: a name must never outlive a power cut that its content did not."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)

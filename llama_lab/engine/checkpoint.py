@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llama_lab.checkpoints import FLAT_STATE, PARTIAL, WEIGHTS
 from llama_lab.engine.adapter import Adapter, lora_layers
 from llama_lab.engine.optimizer import FlatAdamW
-from llama_lab.training import FLAT_STATE, PARTIAL, Recorder
-
-WEIGHTS = "adapter_model.safetensors"
+from llama_lab.training import Recorder
 
 
 @dataclass(kw_only=True)

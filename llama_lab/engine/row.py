@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llama_lab.checkpoints import check_written_by, last_checkpoint, step_of
 from llama_lab.engine import checkpoint
 from llama_lab.engine.adapter import Adapter, lora_layers
 from llama_lab.engine.dropout import step_keys
@@ -18,7 +19,7 @@ from llama_lab.engine.optimizer import FlatAdamW, Update
 from llama_lab.engine.schedule import Schedule
 from llama_lab.engine.stream import Stream, made_ahead, stream_of
 from llama_lab.results import FitResult
-from llama_lab.training import FitSettings, check_written_by, last_checkpoint, recording, step_of
+from llama_lab.training import FitSettings, recording
 
 if TYPE_CHECKING:
     from datasets import Dataset

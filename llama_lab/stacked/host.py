@@ -80,6 +80,13 @@ def serve(settings: StackSettings, channel: Connection) -> None:
         log.exception("Memory is full")
         sys.stdout.flush()
         os._exit(MEMORY_FULL)  # the other runs have nothing to say: they go on elsewhere from their checkpoints
+    except SystemExit as stop:
+        log.info("Terminated")
+        if settings.num_rows > 1:
+            host.forsake(stop)
+        else:
+            host.stop(stop)
+        raise
     except BaseException as error:
         log.exception("The stack ends")
         host.stop(error)
@@ -111,10 +118,19 @@ class _Host:
 
     def stop(self, error: BaseException) -> None:
         """End all runs that wait for their training."""
-        for run in self.runs:
-            if not run.turn.has_ended and self.shared is not None and run.turn in self.shared.waiting.values():
-                run.turn.stop(error)
-                run.tell()
+        for run in self._waiting():
+            run.turn.stop(error)
+            run.tell()
+
+    def forsake(self, error: BaseException) -> None:
+        """End them without a result or a last word, as a kill would: they go on elsewhere from their checkpoints."""
+        for run in self._waiting():
+            run.turn.stop(error)
+            RunDir(run.order.folder).result.unlink(missing_ok=True)
+
+    def _waiting(self) -> list[_Run]:
+        waiting = list(self.shared.waiting.values()) if self.shared is not None else []
+        return [run for run in self.runs if not run.turn.has_ended and run.turn in waiting]
 
     def _take(self) -> None:
         try:

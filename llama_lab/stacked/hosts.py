@@ -18,7 +18,7 @@ from pathlib import Path
 from llama_lab.config import RunConfig
 from llama_lab.stacked.host import ALONE, APART, StackSettings
 from llama_lab.stacked.kind import Kind, kind_of
-from llama_lab.stacked.places import Left, LonePlace, StackPlace
+from llama_lab.stacked.places import Left, LonePlace, StackPlace, may_drop
 from llama_lab.stacked.rows import Stacking, stacking
 from llama_lab.sweep import child
 from llama_lab.sweep.processes import STOP, Hear, run_alone, warm_up
@@ -199,7 +199,7 @@ class Stacks:
         settings = StackSettings(
             num_rows=num_rows,
             rank=self._rank(kind, order.config),
-            dropout=any(c.lora.dropout > 0 for c in self._like(kind, order.config)),
+            dropout=any(may_drop(c) for c in self._like(kind, order.config)),
             log=self.folder / f"stack-{self.num_stacks}.log",
             env=dict(order.env),
             num_first=min(num_rows, 1 + self.waiting[_device(order), kind]),

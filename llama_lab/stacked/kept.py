@@ -95,7 +95,7 @@ def _key(config: RunConfig) -> str | None:
     if lora.modules_to_save or lora.use_dora or lora.bias is not Bias.none or lora.init is not LoraInit.default:
         return None
     dtype, _ = compute_dtype(config.quant)  # to which PEFT rounds it
-    return f"{config.seed} {config.model} {dtype} {replace(lora, alpha=1.0, dropout=0.0)}"
+    return f"{config.seed} {config.model} {config.quant.type} {dtype} {replace(lora, alpha=1.0, dropout=0.0)}"
 
 
 def _parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:

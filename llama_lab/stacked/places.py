@@ -19,6 +19,11 @@ CLOSE_S = 20.0
 """So long a stack without rows may take to end."""
 
 
+def may_drop(config: RunConfig) -> bool:
+    """Whether a point may drop activations; an adapter that it goes on with has a dropout of its own."""
+    return config.lora.dropout > 0 or config.model.adapter is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Left:
     """The process of a stack whose rows have ended, for the next one; until that begins it holds the base."""
@@ -45,7 +50,7 @@ class Left:
         """End it."""
         with suppress(OSError):  # it has ended already
             self.channel.send(None)
-            self.channel.close()
+        self.channel.close()
         with self.waiting_for:
             self.process.join(CLOSE_S)
             if self.process.is_alive():
@@ -98,7 +103,7 @@ class StackPlace:
     def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
         """Whether a point can come in now."""
         s, lora = self.settings, config.lora
-        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not lora.dropout)
+        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not may_drop(config))
         return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
 
     def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:
@@ -127,8 +132,8 @@ class StackPlace:
         code, rows = self.exit_code(), self.settings.num_rows
         if code == MEMORY_FULL:
             return f"ran out of memory with {rows} rows"
-        if code < 0:
-            return f"of {rows} rows was killed by {signal.Signals(-code).name}"
+        if code < 0 or code == 128 + signal.SIGTERM:
+            return f"of {rows} rows was killed by {signal.Signals(-code if code < 0 else code - 128).name}"
         return f"of {rows} rows ended with exit code {code} ({self.settings.log} says why)"
 
     def is_to_begin_again(self) -> bool:

@@ -2,11 +2,15 @@
 
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from llama_lab.checkpoints import checkpoints_in
+from llama_lab.rundir import RunDir
 
 from .conftest import TINY, read_json, steps_logged
 
@@ -47,7 +51,7 @@ def test_killed_at_random_moments_ends_bitwise_equal(lab, undisturbed, tmp_path)
     assert_same_adapter(undisturbed, folder)
     assert steps_logged(folder) == steps_logged(undisturbed)
     result, wanted = read_json(folder / "result.json"), read_json(undisturbed / "result.json")
-    for key in ("eval_loss", "eval_loss_before", "num_steps", "perplexity"):
+    for key in ("eval_loss", "eval_loss_before", "num_steps", "perplexity", "train_loss"):
         assert result[key] == wanted[key]
 
 
@@ -81,6 +85,44 @@ def test_resumed_run_keeps_its_settings(lab, undisturbed):
     done = lab(f"resume={undisturbed}", "lora.r=8", cwd=undisturbed.parent)
     assert done.returncode == 2
     assert "lora.r: 16 then, 8 now" in done.stderr
+
+
+DAMAGES = {
+    "adapter_model.safetensors": lambda content: content[:-100],
+    "trainer_state.json": lambda content: content[: len(content) // 2],
+    "optimizer.pt": lambda content: b"",
+}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(lab, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    checkpoints = folder / "checkpoints"
+    before, newest = checkpoints_in(checkpoints)
+    shutil.copytree(newest, checkpoints / f"{newest.name}-of-mine")
+    for name, damaged in DAMAGES.items():
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(damaged(whole))
+        done = lab(f"resume={folder}", cwd=tmp_path)
+        assert done.returncode == 2
+        (message,) = [line for line in done.stderr.splitlines() if line.startswith("llama_lab: ")]
+        assert f"{newest / name} cannot be read" in message
+        assert f"Remove the folder {newest}, and the run goes on from {before}." in message
+        (newest / name).write_bytes(whole)
+    shutil.rmtree(newest)
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
+
+
+def test_the_second_of_two_runs_in_a_folder_writes_nothing(lab, tmp_path):
+    folder = tmp_path / "run"
+    with RunDir(folder).held():
+        done = lab(*WORDS, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{folder} is in use by process {os.getpid()}" in done.stderr
+    assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_run_that_is_told_to_end_is_recorded_and_goes_on(lab, undisturbed, tmp_path):

@@ -29,7 +29,7 @@ from llama_lab.runner import run
 from llama_lab.stacked.host import BEGUN, MEMORY_FULL, StackSettings
 from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.kind import kind_of
-from llama_lab.stacked.places import Left, LonePlace
+from llama_lab.stacked.places import Left, LonePlace, may_drop
 from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
 from llama_lab.sweep.processes import fork_server, started
@@ -299,6 +299,27 @@ def test_rows_go_on_from_their_checkpoints_after_kills(lab, tmp_path):
     assert [text.count("Adapter: ") for text in printed] == [1] * NUM_TRIALS  # each has ended once
     for number in range(NUM_TRIALS):
         assert [step for step in steps_logged(study / str(number)) if step] == [*range(1, NUM_STEPS + 1), NUM_STEPS]
+
+
+@pytest.mark.slow
+def test_points_of_a_grid_go_on_when_their_stack_is_told_to_end(lab, tmp_path):
+    words = [*LEAN, "lora.r=4,8", "dataset.max_train_rows=160", "trainer.logging_steps=1", "hydra.sweep.dir=grid"]
+    process = lab.start("-m", *words, "trainer.save_steps=4", *STACKED, cwd=tmp_path)
+    grid = tmp_path / "grid"
+    when(process, lambda: len(list(grid.glob("*/checkpoints/checkpoint-*"))) >= 2)
+    os.kill(int((grid / "0" / ".lock").read_text()), signal.SIGTERM)  # the process of the stack
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "The stack of 2 rows was killed by SIGTERM. Its points go on from their checkpoints, one by one." in out
+    for number in range(2):
+        assert read_json(grid / str(number) / "result.json")["status"] == "ok"
+        assert "Going on from the checkpoint" in (grid / str(number) / "output.log").read_text()
+
+
+def test_a_stack_has_dropout_where_a_point_may_have_it():
+    plain, dropping, going_on = (compose_words([*LEAN, f"lora.dropout={share}"]) for share in (0, 0.1, 0))
+    going_on.model.adapter = "outputs/run"  # whose dropout is its own
+    assert [may_drop(config) for config in (plain, dropping, going_on)] == [False, True, True]
 
 
 def metrics_of(folder: Path) -> list[dict]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llama_lab import trainer
+from llama_lab.checkpoints import step_of
 from llama_lab.choices import Engine, Memory
 from llama_lab.compose import compose_words
 from llama_lab.data.batches import training_rows
@@ -21,7 +22,7 @@ from llama_lab.engine.stream import chosen_sizes, made_ahead, next_size, stream_
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, load_tokenizer
-from llama_lab.training import FitSettings, step_of
+from llama_lab.training import FitSettings
 
 WORDS = [
     "model=tiny",

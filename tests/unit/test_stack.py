@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from llama_lab.checkpoints import step_of
 from llama_lab.choices import Engine, Memory
 from llama_lab.compose import compose_words
 from llama_lab.config import RunConfig
@@ -29,7 +30,7 @@ from llama_lab.errors import RunError
 from llama_lab.events import Pruned
 from llama_lab.lora import add_adapter, add_named_adapter
 from llama_lab.model import load_base, load_tokenizer
-from llama_lab.training import FitSettings, step_of
+from llama_lab.training import FitSettings
 
 WORDS = ["model=tiny", "quant=none", "quant.compute_dtype=float32", "dataset.max_train_rows=24"]
 POINTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -12,6 +13,9 @@ def main() -> int:
     from llama_lab.cli import run_verb
     from llama_lab.error_report import report_error
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it does not have
     words = sys.argv[1:]
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
     try:

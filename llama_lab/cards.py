@@ -10,7 +10,7 @@ from itertools import combinations, product
 from llama_lab.activations import Device
 from llama_lab.checks import check_combination
 from llama_lab.choices import QuantType
-from llama_lab.config import RunConfig
+from llama_lab.config import RunConfig, divisors
 from llama_lab.errors import ConfigError
 from llama_lab.memory import MemoryEstimate, estimate, rows_at_once
 from llama_lab.params import ModelShape
@@ -73,7 +73,7 @@ def largest_micro_batch(
     None where not even one row fits.
     """
     room = USABLE_SHARE * memory_gib
-    for rows in _divisors(config.trainer.effective_batch_size):
+    for rows in divisors(config.trainer.effective_batch_size):
         tried = replace(config, trainer=config.trainer.with_micro_batch(rows))
         if estimate(shape, tried, length=length, device=device, padded=padded, room_gib=room).total <= room:
             return rows
@@ -128,7 +128,7 @@ def _applied(start: _Plan, edits: tuple[_Edit, ...]) -> _Plan:
 def _fewer_rows(start: _Plan) -> Iterator[_Edit]:
     """Each smaller micro-batch at the same rows a step, the largest first."""
     t = start.config.trainer
-    for rows in _divisors(t.effective_batch_size):
+    for rows in divisors(t.effective_batch_size):
         words: tuple[str, ...] = (
             f"trainer.per_device_train_batch_size={rows}",
             f"trainer.gradient_accumulation_steps={t.effective_batch_size // rows}",
@@ -183,8 +183,3 @@ def _shorter(start: _Plan) -> Iterator[_Edit]:
 
 def _set_length(length: int, plan: _Plan) -> _Plan:
     return replace(plan, length=length, words=(*plan.words, f"dataset.max_length={length}"))
-
-
-def _divisors(number: int) -> list[int]:
-    """The largest first."""
-    return [n for n in range(number, 0, -1) if number % n == 0]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode, TrainerName
-from llama_lab.config import EMBEDDED_DATASETS, LLAMA_LINEAR, DatasetSettings, ModelSettings, RunConfig
+from llama_lab.config import EMBEDDED_DATASETS, LLAMA_LINEAR, DatasetSettings, LoraSettings, ModelSettings, RunConfig
 from llama_lab.continued import check_adapter
 from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
@@ -27,6 +27,19 @@ HUB_ID = re.compile(r"(?=.{1,96}$)[\w][\w.-]*(/[\w][\w.-]*)?")
 
 TRACKER_PACKAGES = {Tracker.tensorboard: "tensorboard", Tracker.mlflow: "mlflow-skinny", Tracker.trackio: "trackio"}
 """What pip calls the packages of the trackers that are no part of llama_lab."""
+
+
+def check_layers(lora: LoraSettings, num_layers: int) -> None:
+    """Refuse an adapter on decoder layers that the model does not have.
+
+    Raises:
+        ConfigError: names the layer.
+    """
+    targets = lora.target_modules if isinstance(lora.target_modules, list) else []
+    named = [int(found[1]) for name in targets if (found := re.search(r"layers\.(\d+)\.", name))]
+    if (most := max([*named, *lora.layers_to_transform], default=0)) >= num_layers:
+        key = "lora.target_modules" if most in named else "lora.layers_to_transform"
+        raise ConfigError(f"{key} names layer {most}, and the model has layers 0 to {num_layers - 1}.")
 
 
 def check_combination(config: RunConfig) -> None:

@@ -84,6 +84,13 @@ def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
         choices = [_values_of(override) for override in parser.parse_overrides(words)]
     except HydraException as error:
         raise explain(error) from error
+    except ValueError as error:  # Hydra computes a range when it is asked for its values
+        raise ConfigError(
+            f"{' '.join(words)}: {error}. Type range(FIRST,END,STEP), such as lora.r=range(8,33,8)."
+        ) from None
+    for word, values in zip(words, choices, strict=True):
+        if not values:
+            raise ConfigError(f"{word}: there is no value to choose from.")
     if prod(map(len, choices)) <= MAX_CHECKED_RUNS:
         return product(*choices)
     longest = max(map(len, choices))

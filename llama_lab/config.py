@@ -5,7 +5,7 @@ different. Nothing in this module imports torch, so a wrong setting is found in 
 """
 
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isqrt
 from typing import Any
 
 from omegaconf import MISSING
@@ -45,6 +45,16 @@ LLAMA_MODULES = (*LLAMA_LINEAR, "embed_tokens", "lm_head", "norm", "input_layern
 
 EMBEDDED_DATASETS = ("sample", "sample_preference", "sample_rewards")
 """The names of the data sets that come with llama_lab."""
+
+
+MAX_ROWS, MAX_STEPS, MAX_EPOCHS = 2**16, 10**12, 10**4
+"""More rows at once, steps or passes are a slip of the finger: what counts them would take for ever."""
+
+
+def divisors(number: int) -> list[int]:
+    """All whole numbers that divide it, the largest first."""
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)}, reverse=True)
 
 
 @dataclass(kw_only=True)
@@ -251,7 +261,12 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         for key in ("max_train_rows", "max_eval_rows"):
             value = getattr(self, key)
-            check_range(value is None or value >= 1, f"dataset.{key}", value, "type at least 1, or null for all rows")
+            check_range(
+                value is None or 1 <= value <= MAX_STEPS,
+                f"dataset.{key}",
+                value,
+                f"type 1 to {MAX_STEPS}, or null for all rows",
+            )
         check_range(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
         for key in ("max_cut_share", "max_empty_share", "max_duplicate_share", "max_leak_share"):
             check_range(0 <= getattr(self, key) <= 1, f"dataset.{key}", getattr(self, key), "type a share from 0 to 1")
@@ -390,14 +405,24 @@ class TrainerSettings:
         check_own(self)
         check_range(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
         check_range(
-            self.max_steps == -1 or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "type -1 or at least 1"
+            self.max_steps == -1 or 1 <= self.max_steps <= MAX_STEPS,
+            "trainer.max_steps",
+            self.max_steps,
+            f"type -1, or 1 to {MAX_STEPS}",
         )
-        for key in ("num_train_epochs", "max_grad_norm", "neftune_noise_alpha"):
+        check_range(
+            0 < self.num_train_epochs <= MAX_EPOCHS,
+            "trainer.num_train_epochs",
+            self.num_train_epochs,
+            f"type a positive number up to {MAX_EPOCHS}",
+        )
+        for key in ("max_grad_norm", "neftune_noise_alpha"):
             value = getattr(self, key)
             check_range(value is None or 0 < value < inf, f"trainer.{key}", value, "type a positive number")
+        for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, key)
+            check_range(1 <= value <= MAX_ROWS, f"trainer.{key}", value, f"type 1 to {MAX_ROWS}")
         for key, low in (
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
             ("logging_steps", 1),
             ("save_steps", 0),
         ):
@@ -431,12 +456,12 @@ class TrainerSettings:
         wanted, effective = self.micro_batch_size, self.effective_batch_size
         if wanted is None or wanted == "auto":
             return
-        divisors = [n for n in range(1, effective + 1) if effective % n == 0]
+        fitting = divisors(effective)[::-1]
         check_range(
-            wanted.isdecimal() and int(wanted) in divisors,
+            wanted.isdecimal() and int(wanted) in fitting,
             "trainer.micro_batch_size",
             wanted,
-            f"type auto, or a number that divides the {effective} rows of a step: {', '.join(map(str, divisors))}",
+            f"type auto, or a number that divides the {effective} rows of a step: {', '.join(map(str, fitting))}",
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +25,38 @@ OUT_OF_MEMORY = (
 )
 
 
+OF_THE_USER = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EIO,
+)
+"""What the system refuses that a person can mend."""
+DISK_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded|inline_container.* unexpected pos")
+"""What Python, safetensors and torch say where the disk is full; torch does not say why it could not write."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, comes from a full disk."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or DISK_FULL.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def of_the_system(error: OSError) -> str:
+    """The message for a file that cannot be read or written."""
+    what = error.filename or "The output"
+    if is_disk_full(error):
+        return f"{what}: the disk is full. Free some space there, and type the same command again."
+    return f"{what}: {error.strerror}. Look whether it is there and may be written, or name another place."
+
+
 def log_failure(error: Exception) -> None:
     """Write the traceback of a run that failed into its log, which is set up by then."""
     logging.getLogger(__name__).error("The run failed", exc_info=error)
@@ -38,6 +72,9 @@ def report_error(error: BaseException) -> int:
         return error.exit_code
     if type(error).__name__ == "OutOfMemoryError":
         print(f"llama_lab: {OUT_OF_MEMORY}", file=sys.stderr)
+        return LlamaLabError.exit_code
+    if isinstance(error, OSError) and error.errno in OF_THE_USER:
+        print(f"llama_lab: {of_the_system(error)}", file=sys.stderr)
         return LlamaLabError.exit_code
     where = "llama_lab.log in the run's folder has the traceback, and " if hasattr(error, _IN_LOG) else ""
     shown = "it here" if where else "the traceback"

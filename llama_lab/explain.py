@@ -84,6 +84,12 @@ HYDRA_SAYS = {
     r"Only one of --run, --multirun, --cfg": (
         "--cfg shows one run, and -m is many. Leave -m out; --cfg hydra shows the settings of the study as well."
     ),
+    r"Could not override 'hydra/sweeper/(\w+)'. No match": (
+        "hydra/sweeper/{0} belongs to a study. Type search=lora_quant, or hydra/sweeper=optuna, as well."
+    ),
+    r"Cannot merge DictConfig with ListConfig": (
+        "That is a group of settings, and no list. Each is typed by name: GROUP.KEY=VALUE; see --cfg job."
+    ),
     r"Could not append to config. An item is already at '(\S+)'": "{0} is there already. Leave the + out: {0}=...",
 }
 """What Hydra says in words of its insides, as a pattern, and what a person can do with."""
@@ -229,7 +235,7 @@ def _unreadable_word(word: str) -> ConfigError:
     key, _, value = word.partition("=")
     if key.startswith("stages.") and "'" not in value:
         return ConfigError(f"'{word}' cannot be read: each word of a stage stands in quotes. {_in_stage(key, value)}")
-    if word.count("=") > 1 and " " in word:
+    if any(part.partition("=")[0] in known_keys() for part in word.split(" ")[1:] if "=" in part):
         return ConfigError(f"'{word}' is one word with several settings. Leave the quotes out: {word}")
     if "=" not in word and not word.startswith("~"):
         return no_value(word)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from llama_lab.checks import check_layers
 from llama_lab.choices import LoraInit
 from llama_lab.config import OWN_ADAPTER, LoraSettings
 from llama_lab.errors import ConfigError
@@ -53,6 +54,7 @@ def add_adapter(
 
     if lora.init is LoraInit.loftq and not torch.cuda.is_available():
         raise ConfigError("lora.init=loftq computes on a GPU, and none is here. Type lora.init=default.")
+    check_layers(lora, base.config.num_hidden_layers)
     torch.manual_seed(seed)
     try:
         return get_peft_model(base, lora_config(lora, scores=scores), adapter_name=name)
@@ -77,6 +79,7 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
         raise ConfigError(
             f"lora.init={lora.init} changes the base, on which other adapters are trained. Type lora.init=default."
         )
+    check_layers(lora, model.config.num_hidden_layers)
     torch.manual_seed(seed)
     try:
         model.add_adapter(name, lora_config(lora), low_cpu_mem_usage=empty)

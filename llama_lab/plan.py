@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from llama_lab.checks import check_layers
 from llama_lab.compose import compose_words
 from llama_lab.config import RunConfig
-from llama_lab.errors import DataError, LlamaLabError
+from llama_lab.errors import LlamaLabError
+from llama_lab.pages import check_page, write_page
 from llama_lab.params import ModelShape, count_params, shape_of
 from llama_lab.preference_checks import check_unanswered
 from llama_lab.process import prepare, quiet_libraries
@@ -72,6 +74,8 @@ def plan(words: list[str], options: Options) -> int:
         LlamaLabError: the words compose no run.
     """
     config, console = compose_words(words), Console()
+    if options.html:
+        check_page(options.html)
     codes = []
     for stage in stages_of(config, words):
         console.print(f"\nStage {stage.number} of {len(config.stages)}, {stage.name}", style="bold", highlight=False)
@@ -92,8 +96,10 @@ def data(words: list[str], options: Options) -> int:
     """Print the rows and their checks alone."""
     from llama_lab.plan_view import show_data
 
-    made = _make(compose_words(words))
-    console = Console()
+    config, console = compose_words(words), Console()
+    if options.html:
+        check_page(options.html)
+    made = _make(config)
     show_data(console, made, options)
     _write_page(console, made, options)
     return made.exit_code
@@ -114,10 +120,19 @@ def planned(config: RunConfig) -> Plan:
     try:
         _read(made)
     except LlamaLabError as error:
-        from llama_lab.data.findings import Finding, Level
-
-        made.findings.append(Finding(level=Level.failure, check="rows", message=str(error)))
+        _add_failure(made, "rows", error)
+    try:
+        if made.shape is not None:
+            check_layers(config.lora, made.shape.num_layers)
+    except LlamaLabError as error:
+        _add_failure(made, "adapter", error)
     return made
+
+
+def _add_failure(made: Plan, check: str, error: LlamaLabError) -> None:
+    from llama_lab.data.findings import Finding, Level
+
+    made.findings.append(Finding(level=Level.failure, check=check, message=str(error)))
 
 
 def _read(made: Plan) -> None:
@@ -199,8 +214,5 @@ def _write_page(console: Console, made: Plan, options: Options) -> None:
         made.tokenizer,
         made.config.trainer.per_device_train_batch_size,
     )
-    try:
-        options.html.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{options.html} cannot be written: {error.strerror}. Type --html with another path.") from None
+    write_page(options.html, page)
     console.print(f"Page:  {options.html}", markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from llama_lab.data.audit import stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.findings import Level
 from llama_lab.data.splits import Splits
+from llama_lab.error_report import is_disk_full
+from llama_lab.errors import RunError
 from llama_lab.events import Listener, Listeners, Pruned
 from llama_lab.hub import commit_of
 from llama_lab.lock import check_unchanged, hardware, make_lock
@@ -271,5 +273,13 @@ def _failure_recorded(run_dir: RunDir) -> Iterator[None]:
         run_dir.write_result(None, status="infeasible", error=str(error).splitlines()[0])
         raise
     except BaseException as error:
-        run_dir.write_result(None, status="failed", error=f"{type(error).__name__}: {error}")
+        is_full = is_disk_full(error)
+        said = "The disk is full" if is_full else f"{type(error).__name__}: {error}"
+        with suppress(OSError):
+            run_dir.write_result(None, status="failed", error=said)
+        if is_full:
+            raise RunError(
+                f"The disk of {run_dir.path} is full. Free some space there, and go on from the last checkpoint with: "
+                f"python -m llama_lab resume={run_dir.path}"
+            ) from error
         raise

@@ -59,9 +59,10 @@ def storage_of(study: Path) -> str:
     from llama_lab.sweep.storage import JOURNAL, storage_address
 
     if not os.path.isdir(study):
-        beside = os.listdir(study.parent) if os.access(study.parent, os.R_OK | os.X_OK) else []
-        hint = did_you_mean(study.name, beside, str(study.parent / "{}"))
-        raise RunError(f"{study}: there is no such folder.{hint} A study lies in outputs/NAME.")
+        can_look = os.access(study.parent, os.R_OK | os.X_OK) and not os.path.exists(study)
+        hint = did_you_mean(study.name, os.listdir(study.parent) if can_look else [], str(study.parent / "{}"))
+        what = "that is a file." if os.path.exists(study) else f"there is no such folder.{hint}"
+        raise RunError(f"{study}: {what} A study lies in outputs/NAME.")
     if os.path.exists(study / JOURNAL):
         return storage_address(None, study)
     try:

@@ -12,13 +12,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from llama_lab import __version__
+from llama_lab import __version__, pages
 from llama_lab.compare import table
 from llama_lab.compare.importance import ENOUGH, importances
 from llama_lab.compare.read import NUMBERS, Run
 from llama_lab.compare.rows import companions
 from llama_lab.compare.samples import parse_samples
-from llama_lab.errors import RunError
 
 if TYPE_CHECKING:
     from llama_lab.compare.show import Comparison
@@ -45,13 +44,7 @@ def write_page(path: Path, found: Comparison) -> None:
         data=_packed(json.dumps(page_data(found), separators=(",", ":"), default=str)),
         script=script,
     )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(f"--html {path} cannot be written: {error.strerror or error}. Type another file.") from None
+    pages.write_page(path, text)
 
 
 def page_data(found: Comparison) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from llama_lab.compare.rows import (
 )
 from llama_lab.compare.where import parse_where
 from llama_lab.errors import ConfigError
+from llama_lab.pages import check_page
 
 FILE_WIDTH = 220
 """Columns of the table where the output is no terminal."""
@@ -76,6 +77,8 @@ def compare(options: Options) -> int:
     """
     if options.live:
         return _follow(options)
+    if options.html:
+        check_page(options.html)
     found = comparison(options)
     if options.html:
         from llama_lab.compare.page import write_page

@@ -58,7 +58,7 @@ def _with_ids(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="generator" content="llama_lab"><title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: .7rem; border-radius: .4rem; }}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,8 @@ def _interval(override: Override, key: str, value: IntervalSweep) -> Dimension:
     low, high = float(value.start or 0), float(value.end or 0)
     for tag in value.tags - {"log"}:
         raise ConfigError(f"{word}: the tag {tag} is not known.{did_you_mean(tag, ['log'])} There is one: log.")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"{word}: the ends of an interval are finite numbers, such as interval(0,0.1).")
     if low > high:
         raise ConfigError(f"{word}: the interval ends before it begins. Type interval({high:g},{low:g}).")
     if "log" in value.tags and low <= 0:

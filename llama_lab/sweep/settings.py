@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
@@ -82,8 +83,12 @@ class SweepSettings:
             raise ConfigError(f"{PREFIX}heartbeat_s={self.heartbeat_s:g}: type more than 0 and less than grace_s.")
         if not self.study_name.strip() or set(self.study_name) & set("/\\\0") or self.study_name.startswith("."):
             raise ConfigError(f"{PREFIX}study_name={self.study_name}: type a name that a folder can have.")
-        for name in (*self.objectives, *self.constraints):
+        for name in self.objectives:
             check_objective(name)
+        for name, limit in self.constraints.items():
+            check_objective(name, f"{PREFIX}constraints")
+            if not math.isfinite(limit):
+                raise ConfigError(f"{PREFIX}constraints.{name}={limit}: a limit is a finite number.")
         for point in self.baselines:
             if not isinstance(point, dict):
                 raise ConfigError(f"{PREFIX}baselines holds {point}. A point reads {{lora.r: 16}}.")
@@ -143,11 +148,11 @@ def check_pruner(settings: SweepSettings, objectives: list[str], directions: lis
         )
 
 
-def check_objective(name: str) -> None:
-    """Refuse a name that is no number of result.json."""
+def check_objective(name: str, key: str = f"{PREFIX}objectives") -> None:
+    """Refuse a name that is no number of result.json; `key` is the setting that holds it."""
     if name not in OBJECTIVES:
         raise ConfigError(
-            f"{PREFIX}objectives: {name} is no number of result.json.{did_you_mean(name, OBJECTIVES)} "
+            f"{key}: {name} is no number of result.json.{did_you_mean(name, OBJECTIVES)} "
             f"It can be: {', '.join(OBJECTIVES)}."
         )
 

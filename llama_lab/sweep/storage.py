@@ -22,6 +22,8 @@ CONNECT_S = 10
 """A gRPC proxy that does not answer by then is not there."""
 PARALLEL_CREATION = ("exist", "duplicate", "unique")
 """What a database says when two processes create its tables at once."""
+PIP_NAMES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+"""Drivers whose package has another name than their module."""
 
 
 def storage_address(storage: str | None, folder: Path) -> str:
@@ -70,7 +72,7 @@ def open_storage(address: str) -> BaseStorage:
         package = error.name or getattr(error.__cause__, "name", None)  # Optuna raises one of its own for drivers
         raise ConfigError(
             f"hydra.sweeper.storage={shown} needs the package {package}, which is not installed. Type: "
-            f"python -m pip install {package}"
+            f"python -m pip install {PIP_NAMES.get(str(package), package)}"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{shown} is no journal of a study, or damaged: {error}. Name another file.") from error

@@ -18,17 +18,36 @@ LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def check_fits(adapter: Path, peft: dict[str, Any], model: ModelSettings) -> None:
-    """Refuse an adapter of another base, where the base is a folder whose config.json can be asked.
+    """Refuse an adapter that is not one, or of another base where the base is a folder whose config.json can be asked.
 
     Raises:
         ModelError: names the sizes that differ, and the base that the adapter was made for.
     """
     shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    check_rank(shapes, peft, adapter)
     folder = expanded(model.name)
     if model.source is not ModelSource.hub or not (folder / "config.json").is_file():
         return
     base = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     check_shapes(shapes, base, f"{adapter}", model.name, str(peft.get("base_model_name_or_path")))
+
+
+def check_rank(shapes: dict[str, tuple[int, ...]], peft: dict[str, Any], adapter: Path) -> None:
+    """Refuse matrices of another rank than adapter_config.json says; layers with a rank of their own are left to PEFT.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    rank = peft.get("r")
+    if peft.get("rank_pattern") or not isinstance(rank, int):
+        return
+    ranks = {key: shape[0] for key, shape in sorted(shapes.items()) if key.endswith("lora_A.weight")}
+    if wrong := {key: found for key, found in ranks.items() if found != rank}:
+        key, found = next(iter(wrong.items()))
+        raise ModelError(
+            f"{adapter}: adapter_config.json says r={rank}, and {len(wrong)} matrices have another rank, such as "
+            f"{found} in {key}. The two files are not of one adapter: save it again, or mend r."
+        )
 
 
 def check_shapes(

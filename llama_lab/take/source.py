@@ -97,9 +97,9 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
 def _locate(path: Path) -> tuple[Path, RunDir | None]:
     """The adapter's folder and its run; None for a plain folder."""
     if not path.is_dir():
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        beside = os.listdir(path.parent) if path.parent.is_dir() and not path.exists() else []
         hint = did_you_mean(path.name, beside, str(path.parent / "{}"))
-        what = "is a file" if path.exists() else "there is no such folder"
+        what = "that is a file" if path.exists() else "there is no such folder"
         raise RunError(f"{path}: {what}.{hint} A run lies in outputs/DATE/TIME.")
     if (path / CONFIG_FILE).is_file():
         above = next((p for p in list(path.absolute().parents)[:2] if (p / "run.json").is_file()), None)

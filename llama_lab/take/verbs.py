@@ -122,8 +122,7 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument(
         "--with",
         dest="server",
-        type=Server,
-        choices=list(Server),
+        choices=[str(server) for server in Server],
         help="default: llama-cpp for a GGUF, else transformers, which takes no adapters",
     )
     parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
@@ -131,7 +130,7 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     args = parser.parse_intermixed_args(words)
     from llama_lab.take.serving import ServeOptions, serve
 
-    options = ServeOptions(server=args.server, port=args.port, dry_run=args.dry_run)
+    options = ServeOptions(server=Server(args.server) if args.server else None, port=args.port, dry_run=args.dry_run)
     return serve(Path(args.run), args.settings, options)
 
 

@@ -210,7 +210,7 @@ def test_dashboard_serves_a_study_on_the_loopback_address(lab, tmp_path):
         (["compare", "runs", "--format", "xml"], "invalid choice: 'xml'"),
         (["compare", "runs", "--htm", "x"], "--htm is no flag here. Did you mean --html?"),
         (["compare", "runs", "--live", "--html", "x"], "Leave --html, --wandb-report and --format out."),
-        (["compare", "runs", "--html", "runs"], "--html runs cannot be written"),
+        (["compare", "runs", "--html", "runs"], "--html runs is there already, and no page of llama_lab's"),
         (["diff", "runs"], "the following arguments are required: B"),
         (["diff", "runs/a", "runs/bb"], "runs/bb: there is no such folder. Did you mean runs/b?"),
         (["diff", "runs", "runs/a"], "holds 2 runs, and diff takes one."),

@@ -103,7 +103,7 @@ def test_what_fails_in_plan_fails_in_the_run(lab: Lab, tmp_path: Path):
         (["plan", "model=tiny", "--tokens-per-s", "0"], "positive"),
         (["plan", "model=tiny", "lora.r=0"], "lora.r=0"),
         (["data", "model=tiny", "dataset=jsonl"], "dataset.path"),
-        (["data", "model=tiny", "--html", "/nowhere/x.html"], "--html"),
+        (["data", "model=tiny", "--html", "/dev/null/x.html"], "--html"),
         (["pln", "model=tiny"], "plan"),
     ],
 )

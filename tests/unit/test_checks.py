@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from peft.tuners.lora import LoraLayer
 
+from llama_lab.checks import check_layers
 from llama_lab.choices import Engine, QuantType
 from llama_lab.compose import compose_words
 from llama_lab.config import LLAMA_LINEAR, LoraSettings
@@ -218,3 +219,18 @@ def test_module_that_is_saved_is_trained_by_trl(tiny_base, tiny_tokenizer, tmp_p
     fit(model, tiny_tokenizer, rows, settings, Listeners(), dict)
     assert not torch.equal(wrapper.modules_to_save.default.weight, before)
     assert torch.equal(wrapper.original_module.weight, before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lora.target_modules=[q_proj]", "lora.layers_to_transform=[0,99]"],
+        ["lora.target_modules=[model.layers.99.self_attn.q_proj]"],
+    ],
+)
+def test_layers_that_the_model_does_not_have(words):
+    config = compose_words(["model=tiny", *words])
+    key = words[-1].partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{key} names layer 99, and the model has layers 0 to 1"):
+        check_layers(config.lora, 2)
+    check_layers(config.lora, 100)

@@ -1,11 +1,12 @@
 """The message and the exit code that an error ends with."""
 
+import errno
 import logging
 import os
 
 import pytest
 
-from llama_lab.error_report import FULL_ERROR, hydra_raises, log_failure, report_error
+from llama_lab.error_report import FULL_ERROR, hydra_raises, is_disk_full, log_failure, report_error
 from llama_lab.errors import ConfigError
 
 
@@ -35,6 +36,27 @@ def test_a_fault_says_where_its_traceback_is(capsys, caplog):
     assert "in raised" in caplog.text
     assert report_error(fault) == 1
     assert "llama_lab.log in the run's folder has the traceback" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_message(capsys, tmp_path):
+    with pytest.raises(OSError, match="nowhere") as caught:
+        (tmp_path / "nowhere" / "file").read_text()
+    assert report_error(caught.value) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llama_lab: {tmp_path / 'nowhere' / 'file'}: No such file or directory.")
+    assert report_error(raised(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == 1
+
+
+def test_a_full_disk_is_known_by_what_each_library_says_of_it(capsys):
+    full = raised(OSError(errno.ENOSPC, "No space left on device", "outputs/run"))
+    assert report_error(full) == 2
+    assert "outputs/run: the disk is full. Free some space" in capsys.readouterr().err
+    behind = raised(ValueError("wrapped"))
+    behind.__cause__ = full
+    torchs = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 96960 vs 96848")
+    tensors = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert all(map(is_disk_full, (full, behind, torchs, tensors)))
+    assert not is_disk_full(RuntimeError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize(("asked", "is_shown"), [("1", True), ("0", False), (None, False)])

@@ -35,7 +35,8 @@ def study_section() -> str:
     found = [said for row in rows if row["system"] == STACKED and (said := _found(row, rows))]
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    source = f"With {versions}: benchmarks/results/study.json, by `{first['command']}`."
+    source = f"On GPUs with {versions}: benchmarks/results/study.json, by `{first['command']}`."
+    source = " ".join([source, *_notes(rows)])
     shown = [
         f"![The losses of the points, and the time](images/{file.name})" for file in PICTURES.values() if file.exists()
     ]
@@ -43,10 +44,16 @@ def study_section() -> str:
     return "\n\n".join([INTRO, "\n".join(lines), aim, "\n".join(found), source, *shown, ""])
 
 
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What is to be known of rows, each once, with the card that it is about."""
+    told: dict[str, str] = {row["note"]: card_of(row) for row in rows if "note" in row}
+    return [f"On {card}: {note[0].lower()}{note[1:]}" for note, card in told.items()]
+
+
 def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     trials = ", ".join(f"{number} {state}" for state, number in row["trials"].items())
     best = f"{row['winner']['loss']:.4f}" if row["winner"] else "-"
-    time, alone = duration(row["makespan_s"]), one_by_one_of(row, rows)
+    time, alone = duration(row["makespan_s"]) if row["makespan_s"] else "-", one_by_one_of(row, rows)
     if row["system"] == STACKED and alone:
         time += f" ({alone['makespan_s'] / row['makespan_s']:.2f}x as fast)"
     cells = [row["case"], row["system"], card_of(row), row["commit"], trials, f"{row['optimizer_steps']:,}", time, best]
@@ -77,8 +84,10 @@ def _rank(stacked: dict[str, Any], whole: dict[str, Any]) -> str:
 
 
 def one_by_one_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The same points one by one on the same card, of the same commit where there are several."""
-    found = [other for other in rows if other["system"].startswith(ONE_BY_ONE)]
+    """The same points one by one on the same card, of the same commit where there are several; None without times."""
+    if not row["makespan_s"]:
+        return None
+    found = [other for other in rows if other["system"].startswith(ONE_BY_ONE) and other["makespan_s"]]
     found = [other for other in found if (other["case"], other["card"]) == (row["case"], row["card"])]
     return next((other for other in found if other["commit"] == row["commit"]), found[0] if found else None)
 

@@ -105,6 +105,16 @@ def test_points_trained_whole_elsewhere_tell_the_winner_and_not_the_time(tmp_pat
     assert "as fast" not in page.split("| 3 points")[1]
 
 
+def test_times_that_say_nothing_are_left_out_and_notes_are_told_once(tmp_path, monkeypatch):
+    told = {"makespan_s": None, "note": "The cores were shared."}
+    page = page_of([STACKED, WHOLE | told | {"card": "none; some CPU", "cpus": 2}], tmp_path, monkeypatch)
+    assert "| a CPU with 2 cores | abc | 3 done | 27 | - | 2.0000 |" in page
+    assert page.count("On a CPU with 2 cores: the cores were shared.") == 1
+    page = page_of([STACKED, WHOLE | told], tmp_path, monkeypatch)
+    assert "number 2 of 3" in page
+    assert "times as fast (" not in page
+
+
 def test_a_picture_of_runs_that_stand_for_others_has_one_bar():
     import pictures_study
 

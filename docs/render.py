@@ -37,11 +37,13 @@ def default_run_table() -> str:
     """The result of experiments/default_run as a Markdown table."""
     result = json.loads((RUN / "result.json").read_text())
     lock = json.loads((RUN / "run.json").read_text())
+    command = json.loads((RUN / "command.json").read_text())
     rows = [
         ("held-out loss, nats a token", f"{result['eval_loss_before']:.3f}", f"{result['eval_loss']:.3f}"),
         ("exact match on held-out requests", "-", f"{result['exact_match']:.0%}"),
         ("answers that compose", "-", f"{result['composes']:.0%}"),
         ("optimizer steps", "", str(result["num_steps"])),
+        ("the whole command", "", f"{command['whole_command_s']:.0f} s"),
         ("training time", "", f"{result['train_runtime_s']:.0f} s"),
         ("speed", "", f"{result['tokens_per_s']:.0f} tokens/s"),
         ("peak memory of the process", "", f"{result['peak_memory_gib']:.2f} GiB"),

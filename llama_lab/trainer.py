@@ -57,6 +57,7 @@ def train_with(
     with recording(settings, listener, evaluate) as (start, recorder):
         trainer.add_callback(_Teller(recorder))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+        ranks.wait()  # at its end each process looks for checkpoints in a folder that the first one then removes
     return recorder.result(trainer.state.global_step)
 
 

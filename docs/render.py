@@ -8,7 +8,6 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -17,7 +16,7 @@ from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
 from render_modules import modules_table  # noqa: E402
 from render_profile import speed_profile_table  # noqa: E402
-from render_speed import SPEED_H200, speed_cpu_table, speed_table  # noqa: E402
+from render_speed import SPEED_H200, at_commit, speed_cpu_table, speed_table  # noqa: E402
 from render_stacked import stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
 from render_study import study_section  # noqa: E402
@@ -70,7 +69,7 @@ def startup_table() -> str:
     rows = json.loads(STARTUP.read_text())["rows"]
     lines = ["| case | system | median ms | ratio to a bare Hydra app |", "|---|---|---:|---:|"]
     lines += [f"| {r['case']} | {r['system']} | {r['median_ms']:.0f} | {r['ratio_to_bare']:.2f} |" for r in rows]
-    source = f"{rows[0]['cpu']}, Python {rows[0]['python']}, median of {rows[0]['runs']} runs{_at(rows[0])}"
+    source = f"{rows[0]['cpu']}, Python {rows[0]['python']}, median of {rows[0]['runs']} runs{at_commit(rows[0])}"
     return "\n".join([*lines, "", f"Measured on {source}: benchmarks/results/startup.json."])
 
 
@@ -84,7 +83,7 @@ def memory_table() -> str:
         lines.append(f"| `{said}` | {numbers} |")
     versions = ", ".join(f"{name} {rows[0]['versions'][name]}" for name in ("torch", "transformers", "peft", "trl"))
     worst = max(abs(row["relative_error"]) for row in rows)
-    source = f"A Llama-2-7B-shaped model on one {rows[0]['card']}, {versions}{_at(rows[0])}"
+    source = f"A Llama-2-7B-shaped model on one {rows[0]['card']}, {versions}{at_commit(rows[0])}"
     source += f"; the largest error is {worst:.1%}"
     return "\n".join([*lines, "", f"{source}: benchmarks/results/memory.json."])
 
@@ -104,7 +103,7 @@ def sweep_overhead_table() -> str:
     added = f"The study adds {study['added_to_hydra_ms']:.1f} ms to Hydra's own; {study['target_ms']} are allowed"
     versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
     return "\n".join(
-        [*lines, "", f"{added}. {study['cpu']}, {versions}{_at(study)}: benchmarks/results/sweep_overhead.json."]
+        [*lines, "", f"{added}. {study['cpu']}, {versions}{at_commit(study)}: benchmarks/results/sweep_overhead.json."]
     )
 
 
@@ -125,7 +124,7 @@ def sweep_halving_table() -> str:
             f"{row['best_loss']:.3f} | {row['optimizer_steps']} | {share} |"
         )
     said = " ".join(word for word in rows[-1]["words"] if word.startswith(("dataset", "trainer")))
-    source = f"`search=lora_quant {said}`, {rows[0]['cpu']}{_at(rows[0])}"
+    source = f"`search=lora_quant {said}`, {rows[0]['cpu']}{at_commit(rows[0])}"
     return "\n".join([*lines, "", f"{source}: benchmarks/results/sweep_halving.json."])
 
 
@@ -141,7 +140,7 @@ def merge_onto_table() -> str:
         numbers = f"{row['greedy_agreement']:.1%} | {row['max_logit_diff']:.2f} | {row['perplexity']:.3f}"
         lines.append(f"| {onto} | {row['kl']:.2g} | {numbers} |")
     source = f"`{found['run']}`, merged in {found['dtype']}, {found['num_tokens']} tokens of "
-    source += f"{found['num_rows']} held-out rows, computed in {found['computed_in']}{_at(found)}"
+    source += f"{found['num_rows']} held-out rows, computed in {found['computed_in']}{at_commit(found)}"
     return "\n".join(
         [*lines, "", f"{source}: benchmarks/results/merge_onto.json, by `python -m benchmarks.merge --onto`."]
     )
@@ -158,7 +157,7 @@ def merge_memory_table() -> str:
     card = rows[0]["card"].removeprefix("none; ")
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     source = f"Random weights of that shape with NF4 and rank 16, the process's highest resident memory, {card}"
-    source += f"; {versions}{_at(rows[0])}: benchmarks/results/merge.json, by `python -m benchmarks.merge`"
+    source += f"; {versions}{at_commit(rows[0])}: benchmarks/results/merge.json, by `python -m benchmarks.merge`"
     return "\n".join([*lines, "", f"{source}."])
 
 
@@ -241,11 +240,6 @@ def main(check: bool) -> int:
         print(f"Out of date: {', '.join(stale)}. Type: python docs/render.py")
         return 1
     return 0
-
-
-def _at(row: dict[str, Any]) -> str:
-    """The commit that was measured, where it was recorded."""
-    return f", at commit {row['commit']}" if "commit" in row else ""
 
 
 def _cell(text: str) -> str:

@@ -14,6 +14,11 @@ SPEED_H200 = SPEED.with_name("speed_h200.json")
 SPEED_CPU = ROOT / "benchmarks" / "results" / "speed_cpu.json"
 
 
+def at_commit(row: dict[str, Any]) -> str:
+    """The commit that was measured, where it was recorded."""
+    return f", at commit {row['commit']}" if "commit" in row else ""
+
+
 def speed_cpu_table() -> str:
     """Both engines on the embedded default."""
     rows = json.loads(SPEED_CPU.read_text())["rows"]
@@ -22,12 +27,10 @@ def speed_cpu_table() -> str:
         name = {"llama_lab": "`fast`", "trl": "`standard`"}[row["system"]]
         lines.append(f"| {name} | {row['tokens_per_s']:.0f} | {row['step_ms']:.0f} | {row['against_trl']:.2f} |")
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
-    at = f", at commit {rows[0]['commit']}" if "commit" in rows[0] else ""
     card, runs = rows[0]["card"].removeprefix("none; "), len(rows[0]["runs_tokens_per_s"])
     source = f"The embedded default, {rows[0]['tokens_per_step']:.0f} tokens a step, {card}, median of {runs} runs each"
-    return "\n".join(
-        [*lines, "", f"{source}; {versions}{at}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`."]
-    )
+    source += f"; {versions}{at_commit(rows[0])}: benchmarks/results/speed_cpu.json, by `{rows[0]['command']}`"
+    return "\n".join([*lines, "", f"{source}."])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from llama_lab.compose import check_grid, parse
 from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.error_report import hydra_raises, log_failure, report_error
-from llama_lab.errors import ConfigError, RunError, did_you_mean
+from llama_lab.errors import ConfigError, RunError, no_folder
 from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
@@ -155,10 +155,7 @@ def resume(folder: Path, words: list[str]) -> int:
 
     folder = expanded(str(folder))
     if not os.path.isdir(folder):
-        beside = os.listdir(folder.parent) if os.access(folder.parent, os.R_OK | os.X_OK) else []
-        hint = did_you_mean(folder.name, beside, f"resume={folder.parent / '{}'}")
-        reason = "that is a file, not a folder." if os.path.exists(folder) else f"there is no such folder.{hint}"
-        raise RunError(f"resume={folder}: {reason} A run lies in outputs/DATE/TIME.")
+        raise RunError(f"resume={folder}: {no_folder(folder, 'resume=')} A run lies in outputs/DATE/TIME.")
     if (folder / STAGES_FILE).is_file():
         stages = [replace(stage, config=_changed(stage.config, words)) for stage in read_stages(folder)]
         run_stages(stages, folder.resolve(), folder.resolve().name, run_in)

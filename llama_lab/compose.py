@@ -18,6 +18,7 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError
 from llama_lab.explain import explain, known_keys, unknown_key
 from llama_lab.paths import CONF_DIR
+from llama_lab.words import check_values
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
@@ -84,13 +85,6 @@ def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
         choices = [_values_of(override) for override in parser.parse_overrides(words)]
     except HydraException as error:
         raise explain(error) from error
-    except ValueError as error:  # Hydra computes a range when it is asked for its values
-        raise ConfigError(
-            f"{' '.join(words)}: {error}. Type range(FIRST,END,STEP), such as lora.r=range(8,33,8)."
-        ) from None
-    for word, values in zip(words, choices, strict=True):
-        if not values:
-            raise ConfigError(f"{word}: there is no value to choose from.")
     if prod(map(len, choices)) <= MAX_CHECKED_RUNS:
         return product(*choices)
     longest = max(map(len, choices))
@@ -99,6 +93,7 @@ def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
 
 def _values_of(override: Override) -> list[str]:
     if override.is_discrete_sweep():
+        check_values(override)
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     return [str(override.input_line)]
 

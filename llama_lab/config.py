@@ -47,8 +47,9 @@ EMBEDDED_DATASETS = ("sample", "sample_preference", "sample_rewards")
 """The names of the data sets that come with llama_lab."""
 
 
-MAX_ROWS, MAX_STEPS, MAX_EPOCHS = 2**16, 10**12, 10**4
-"""More rows at once, steps or passes are a slip of the finger: what counts them would take for ever."""
+MAX_AT_ONCE, MAX_COUNT, MAX_EPOCHS = 2**16, 10**12, 10**4
+"""Rows in a batch and batches in a step; rows and steps in all; passes. More is a slip of the finger, and what counts
+them would take for ever."""
 
 
 def divisors(number: int) -> list[int]:
@@ -77,7 +78,6 @@ class ModelSettings:
     pad_token: str | None = None
     """null: the tokenizer's own unless that is the EOS, else <unk>. Never the EOS: the model would not stop."""
     learning_rate: float = 2e-4
-    """The highest, after warm-up."""
     """What suits LoRA on a model of this size; trainer.learning_rate takes it. Source: QLoRA, table 9."""
     preference_learning_rate: float = 5e-6
     """What suits DPO, KTO, GRPO and RLOO on it; trainer.learning_rate takes it. Source: DPO of Zephyr 7B with QLoRA."""
@@ -262,10 +262,10 @@ class DatasetSettings:
         for key in ("max_train_rows", "max_eval_rows"):
             value = getattr(self, key)
             check_range(
-                value is None or 1 <= value <= MAX_STEPS,
+                value is None or 1 <= value <= MAX_COUNT,
                 f"dataset.{key}",
                 value,
-                f"type 1 to {MAX_STEPS}, or null for all rows",
+                f"type 1 to {MAX_COUNT}, or null for all rows",
             )
         check_range(self.max_length >= 8, "dataset.max_length", self.max_length, "type at least 8 tokens")
         for key in ("max_cut_share", "max_empty_share", "max_duplicate_share", "max_leak_share"):
@@ -341,6 +341,7 @@ class TrainerSettings:
     The rows of a step stay per_device_train_batch_size x gradient_accumulation_steps; null leaves these as they are.
     """
     learning_rate: float = 2e-4
+    """The highest, after warm-up."""
     lr_scheduler_type: Schedule = Schedule.linear
     warmup_ratio: float = 0.1
     """Share of the steps; today's transformers takes it as warmup_steps below 1."""
@@ -405,10 +406,10 @@ class TrainerSettings:
         check_own(self)
         check_range(0 < self.learning_rate < inf, "trainer.learning_rate", self.learning_rate, "type a positive number")
         check_range(
-            self.max_steps == -1 or 1 <= self.max_steps <= MAX_STEPS,
+            self.max_steps == -1 or 1 <= self.max_steps <= MAX_COUNT,
             "trainer.max_steps",
             self.max_steps,
-            f"type -1, or 1 to {MAX_STEPS}",
+            f"type -1, or 1 to {MAX_COUNT}",
         )
         check_range(
             0 < self.num_train_epochs <= MAX_EPOCHS,
@@ -421,7 +422,7 @@ class TrainerSettings:
             check_range(value is None or 0 < value < inf, f"trainer.{key}", value, "type a positive number")
         for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             value = getattr(self, key)
-            check_range(1 <= value <= MAX_ROWS, f"trainer.{key}", value, f"type 1 to {MAX_ROWS}")
+            check_range(1 <= value <= MAX_AT_ONCE, f"trainer.{key}", value, f"type 1 to {MAX_AT_ONCE}")
         for key, low in (
             ("logging_steps", 1),
             ("save_steps", 0),

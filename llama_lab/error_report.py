@@ -23,8 +23,6 @@ OUT_OF_MEMORY = (
     "trainer.gradient_accumulation_steps, or type trainer.memory=lean (with trainer.engine=standard "
     "trainer.gradient_checkpointing=true), or a smaller dataset.max_length."
 )
-
-
 OF_THE_USER = (
     errno.ENOSPC,
     errno.EDQUOT,

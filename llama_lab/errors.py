@@ -1,7 +1,9 @@
 """Errors a user can cause. Each one says what was wrong, where, and what to type instead."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class LlamaLabError(Exception):
@@ -38,6 +40,19 @@ def did_you_mean(word: str, choices: Iterable[str], template: str = "{}") -> str
     """' Did you mean X?' with the nearest choice written into `template`; empty where nothing is near."""
     found = nearest(word, choices)
     return f" Did you mean {template.format(found)}?" if found else ""
+
+
+def no_folder(path: Path, prefix: str = "") -> str:
+    """What is wrong with a path that is no folder: a file is there, or nothing, with the nearest name beside it.
+
+    Args:
+        prefix: what stands before the path where it is typed, such as `resume=`.
+    """
+    if os.path.lexists(path):
+        return "that is a file, not a folder."
+    above = path.parent
+    beside = os.listdir(above) if os.path.isdir(above) and os.access(above, os.R_OK | os.X_OK) else []
+    return "there is no such folder." + did_you_mean(path.name, beside, prefix + str(above / "{}"))
 
 
 def check_range(ok: bool, key: str, value: object, rule: str) -> None:

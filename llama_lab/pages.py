@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from llama_lab.errors import RunError
+from llama_lab.rundir import write_text
 
 GENERATOR = '<meta name="generator" content="llama_lab">'
 """By which a page of ours is known; near its beginning."""
@@ -31,11 +32,9 @@ def write_page(file: Path, text: str) -> None:
         RunError: the file cannot be written, or is no page.
     """
     check_page(file)
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        write_text(file, text)
     except OSError as error:
         raise RunError(f"--html {file} cannot be written: {error.strerror or error}. Type another file.") from None
 

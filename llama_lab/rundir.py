@@ -124,11 +124,11 @@ class RunDir:
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`: a resumed run writes them again."""
         kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
-        _write_text(self.metrics, "".join(kept))
+        write_text(self.metrics, "".join(kept))
 
     def write_samples(self, text: str) -> None:
         """Write samples.md."""
-        _write_text(self.samples, text)
+        write_text(self.samples, text)
 
     @contextmanager
     def replacing(self, folder: Path) -> Iterator[Path]:
@@ -175,7 +175,7 @@ def _read_json(path: Path, absent: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; numbers that are not finite become null."""
-    _write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -187,7 +187,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

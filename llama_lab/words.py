@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser  # the parser that hydra.main reads the same words with
+from hydra.core.override_parser.types import Override
 
 from llama_lab.cli import VERBS, WordParser
 from llama_lab.errors import ConfigError
@@ -83,6 +84,20 @@ def check_word(word: str) -> None:
             f"{word}: a group takes the name of one choice. Type {name}=CHOICE, or -m {name}=A,B for several runs; "
             "--help lists the choices."
         )
+
+
+def check_values(override: Override) -> None:
+    """Refuse a word that stands for several values and has none.
+
+    Raises:
+        ConfigError: names the word.
+    """
+    try:
+        if not any(True for _ in override.sweep_iterator()):
+            raise ConfigError(f"{override.input_line}: there is no value to choose from.")
+    except ValueError as error:  # Hydra computes a range when it is asked for its values
+        hint = "Type range(FIRST,END,STEP), such as lora.r=range(8,33,8)."
+        raise ConfigError(f"{override.input_line}: {error}. {hint}") from None
 
 
 def _resume_of(word: str) -> str | None:

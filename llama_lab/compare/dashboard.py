@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llama_lab.errors import ConfigError, RunError, did_you_mean
+from llama_lab.errors import ConfigError, RunError, no_folder
 
 HOST = "127.0.0.1"
 MAX_PORT = 65535
@@ -59,10 +59,7 @@ def storage_of(study: Path) -> str:
     from llama_lab.sweep.storage import JOURNAL, storage_address
 
     if not os.path.isdir(study):
-        can_look = os.access(study.parent, os.R_OK | os.X_OK) and not os.path.exists(study)
-        hint = did_you_mean(study.name, os.listdir(study.parent) if can_look else [], str(study.parent / "{}"))
-        what = "that is a file." if os.path.exists(study) else f"there is no such folder.{hint}"
-        raise RunError(f"{study}: {what} A study lies in outputs/NAME.")
+        raise RunError(f"{study}: {no_folder(study)} A study lies in outputs/NAME.")
     if os.path.exists(study / JOURNAL):
         return storage_address(None, study)
     try:

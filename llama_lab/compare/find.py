@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llama_lab.compare.read import Run, read_run
-from llama_lab.errors import RunError, did_you_mean
+from llama_lab.errors import RunError, no_folder
 from llama_lab.rundir import STAGES_FILE
 
 MARKS = {"run.json", "result.json", "metrics.jsonl", ".hydra"}
@@ -45,9 +45,7 @@ def _check_path(path: Path) -> None:
         return
     if os.path.lexists(path):
         raise RunError(f"{path} is a file, not a folder. Type the folder of a run, or one above it: {path.parent}")
-    parent = path.parent
-    beside = os.listdir(parent) if os.access(parent, os.R_OK | os.X_OK) else []
-    raise RunError(f"{path}: there is no such folder.{did_you_mean(path.name, beside, str(parent / '{}'))}")
+    raise RunError(f"{path}: {no_folder(path)}")
 
 
 def _run_folders(top: Path, unread: list[str]) -> Iterator[Path]:

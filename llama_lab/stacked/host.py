@@ -82,7 +82,7 @@ def serve(settings: StackSettings, channel: Connection) -> None:
         os._exit(MEMORY_FULL)  # the other runs have nothing to say: they go on elsewhere from their checkpoints
     except SystemExit as stop:
         log.info("Terminated")
-        if settings.num_rows > 1:
+        if host.settings.num_rows > 1:  # of the stack that it has now
             host.forsake(stop)
         else:
             host.stop(stop)

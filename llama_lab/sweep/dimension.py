@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, QuotedStri
 
 from llama_lab.errors import ConfigError, did_you_mean
 from llama_lab.explain import field_type
+from llama_lab.words import check_values
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -99,6 +100,7 @@ def dimension_of(override: Override) -> Dimension:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return _interval(override, key, value)
+    check_values(override)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers: list[Any] = list(override.sweep_iterator())
         if len(numbers) > 1:
@@ -107,8 +109,6 @@ def dimension_of(override: Override) -> Dimension:
             return Dimension(key=key, low=low, high=high, step=abs(value.step), is_int=is_int)
     choices = [plain(item) for item in override.sweep_iterator()]
     words = [w.lower() if w in ("True", "False") else w for w in map(str, override.sweep_string_iterator())]
-    if not choices:
-        raise ConfigError(f"{override.input_line}: there is no value to choose from.")
     return Dimension(key=key, choices=tuple(choices), words=tuple(words))
 
 

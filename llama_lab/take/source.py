@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from llama_lab.choices import ModelSource
 from llama_lab.compose import compose_tree, parse
 from llama_lab.config import RunConfig
 from llama_lab.continued import CONFIG_FILE
-from llama_lab.errors import ConfigError, ModelError, RunError, did_you_mean
+from llama_lab.errors import ConfigError, ModelError, RunError, no_folder
 from llama_lab.explain import explain, known_keys, no_value, unknown_key
 from llama_lab.lock import config_of
 from llama_lab.paths import CONF_DIR
@@ -97,10 +96,7 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
 def _locate(path: Path) -> tuple[Path, RunDir | None]:
     """The adapter's folder and its run; None for a plain folder."""
     if not path.is_dir():
-        beside = os.listdir(path.parent) if path.parent.is_dir() and not path.exists() else []
-        hint = did_you_mean(path.name, beside, str(path.parent / "{}"))
-        what = "that is a file" if path.exists() else "there is no such folder"
-        raise RunError(f"{path}: {what}.{hint} A run lies in outputs/DATE/TIME.")
+        raise RunError(f"{path}: {no_folder(path)} A run lies in outputs/DATE/TIME.")
     if (path / CONFIG_FILE).is_file():
         above = next((p for p in list(path.absolute().parents)[:2] if (p / "run.json").is_file()), None)
         return path, RunDir(above) if above else None

@@ -26,6 +26,8 @@ CASES = [
     ("trainer.num_train_epochs=1e300", ["trainer.num_train_epochs", "10000"]),
     ("dataset.max_eval_rows=99999999999999999999999", ["dataset.max_eval_rows", "null for all rows"]),
     ("-m lora.r=range(1,10,0)", ["lora.r=range(1,10,0)", "range(FIRST,END,STEP)"]),
+    ("-m search=lora_lr lora.r=range(1,10,0)", ["lora.r=range(1,10,0)", "range(FIRST,END,STEP)"]),
+    ("-m search=lora_lr lora.r=range(8,8)", ["lora.r=range(8,8)", "no value to choose from"]),
     ("-m lora.r=range(8,8)", ["lora.r=range(8,8)", "no value to choose from"]),
     ("-m search=lora_lr 'lora.dropout=interval(0,nan)'", ["interval(0,nan)", "finite"]),
     ("-m search=lora_lr +search.constraints.foo=1", ["hydra.sweeper.constraints", "foo", "peak_memory_gib"]),

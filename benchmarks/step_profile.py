@@ -1,6 +1,6 @@
 """Where the time of one step of the fast engine goes on a GPU, kernel by kernel.
 
-    python -m benchmarks.step_profile BASE                    # the three cases of docs/speed.md; one JSON line each
+    python -m benchmarks.step_profile BASE                    # the cases of docs/speed.md; one JSON line each
     python -m benchmarks.step_profile BASE --case fast:2048   # another: trainer.memory and tokens of a step
 
 BASE is a checkpoint of the shape of Llama-2-7B. LoRA has r=16 on all linear layers with dropout 0.05. The whole step is
@@ -26,7 +26,7 @@ from llama_lab.choices import Memory
 from llama_lab.engine.stack import Stack
 
 RESULTS = SPEED.with_name("speed_profile.json")
-CASES = ("fast:2048", "lean:1024", "fast:256")
+CASES = ("fast:8192", "fast:2048", "lean:1024", "fast:256")
 RANK = 16
 TIMED = 8
 """Steps in each of two turns, of which the faster one counts."""

@@ -15,7 +15,7 @@ GROUPS = {
     BASE: "",
     FULL_SPEED: "",
     "products of LoRA": r"thinned|back_low|added_up",
-    "attention": r"flash|fmha|attention",
+    "attention": r"flash|fmha|attention|attend_",
     "dequantising": r"kDequantize",
     "between them: norms, dropout, gate, loss, AdamW": r"",
 }

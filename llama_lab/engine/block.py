@@ -10,14 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llama_lab.engine.adapted import Projection
 from llama_lab.engine.entering import Gated, Normed, Plain
-from llama_lab.engine.kernels import turn, turn_back
 from llama_lab.engine.pieces import Pieces
-from llama_lab.engine.rows import RowBounds, attend
+from llama_lab.engine.turned import Attended, Places, attend_turned
 
 
 @dataclass(kw_only=True)
@@ -29,9 +27,8 @@ class Saved:
     x_mlp: Tensor | None = None
     rstd: tuple[Tensor, ...] = ()
     """Of both norms."""
-    qkv: tuple[Tensor, Tensor, Tensor] | None = None
-    attended: Tensor | None = None
-    """With the graph of attention behind it."""
+    attended: Attended | None = None
+    """With all that attention needs to go back."""
     gate_up: Tensor | None = None
     low: tuple[Tensor | None, ...] = ()
     """The low-rank products of qkv, o, gate_up and down."""
@@ -43,9 +40,7 @@ class Saved:
 class Step:
     """What all blocks of a micro-batch share."""
 
-    cos_NE: Tensor
-    sin_NE: Tensor
-    rows: RowBounds
+    places: Places
     keys_PKW: Tensor
     """Dropout keys of the adapted layers of all blocks."""
 
@@ -98,13 +93,9 @@ class Block:
         x, into_qkv, rstd_qkv = self._enter("qkv", x, delta, self.norms[0])
         qkv, low_qkv = self.qkv.forward(into_qkv, keys[0])
         del into_qkv
-        heads = self._heads(qkv, step)
+        attended = attend_turned(self._heads(qkv), self.num_kv, self.scale, step.places)
         del qkv
-        with torch.enable_grad():
-            q, k, v = (part.detach().requires_grad_() for part in heads)
-            attended = attend(q, k, v, step.rows, self.scale)
-        del heads
-        out, low_out = self.out.forward(attended.detach().reshape(*x.shape[:2], -1), keys[1])
+        out, low_out = self.out.forward(attended.out.reshape(*x.shape[:2], -1), keys[1])
         x_mlp, into_mlp, rstd_mlp = self._enter("mlp", x, out, self.norms[1])
         del out
         gate_up, low_gate_up = self.gate_up.forward(into_mlp, keys[2])
@@ -113,7 +104,6 @@ class Block:
             x=x,
             x_mlp=x_mlp,
             rstd=(rstd_qkv, rstd_mlp),
-            qkv=(q, k, v),
             attended=attended,
             gate_up=gate_up,
             low=(low_qkv, low_out, low_gate_up),
@@ -138,19 +128,16 @@ class Block:
     def _attention_back(self, grad: Tensor, saved: Saved, step: Step, *, need_x: bool) -> Tensor | None:
         low_qkv, low_out = saved.low[:2]
         keys_qkv, keys_out = saved.keys[:2]
-        assert saved.attended is not None
-        assert saved.qkv is not None
+        attended, saved.attended = saved.attended, None
+        assert attended is not None
         grad_low = self.out.backward_low(grad, low_out)
         if grad_low is not None:
-            flat = saved.attended.detach().reshape(*grad.shape[:2], -1)
-            self.out.backward_a(grad_low, Plain(x=flat), keys_out)
-            del flat
+            self.out.backward_a(grad_low, Plain(x=attended.out.reshape(*grad.shape[:2], -1)), keys_out)
         if not need_x and not self.qkv.num_adapted:
             return None
-        grad_flat = self.out.backward_x(grad, grad_low, keys_out)
-        grads = torch.autograd.grad(saved.attended, saved.qkv, grad_flat.view(saved.attended.shape))
-        saved.attended = saved.qkv = None
-        grad_qkv = turn_back(grads, step.cos_NE, step.sin_NE).view(*grad.shape[:2], -1)
+        grad_out = self.out.backward_x(grad, grad_low, keys_out)
+        grad_qkv = attended.back(grad_out.view(attended.out.shape)).view(*grad.shape[:2], -1)
+        del attended, grad_out
         entered = Normed(x=saved.x, weight=self.norms[0][0], rstd=saved.rstd[0])
         return self._branch_back(self.qkv, grad_qkv, low_qkv, keys_qkv, entered, grad, need_x=need_x)
 
@@ -178,8 +165,6 @@ class Block:
         """The residual stream, what a branch reads of it, and rstd."""
         return self.pieces("added_normed", name if delta is not None else f"{name}_again")(x, delta, *norm)
 
-    def _heads(self, qkv: Tensor, step: Step) -> list[Tensor]:
-        """q, k and v, (N, heads, E), those of the first two turned."""
-        heads = qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)
-        turn(heads, step.cos_NE, step.sin_NE, self.num_heads + self.num_kv)
-        return list(heads.split([self.num_heads, self.num_kv, self.num_kv], dim=1))
+    def _heads(self, qkv: Tensor) -> Tensor:
+        """(K N, heads of q, k and v, E)."""
+        return qkv.view(-1, self.num_heads + 2 * self.num_kv, self.head_dim)

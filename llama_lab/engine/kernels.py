@@ -96,7 +96,8 @@ def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> No
     """Rotary position embedding (arXiv 2104.09864) of the first `num_turned` heads, in place.
 
     Args:
-        sin_NE: its first half negative, so that turning is one sum over the halves swapped.
+        sin_NE: its first half negative, so that turning is one sum over the halves swapped. With its own halves swapped
+            a gradient is turned back.
     """
     if qkv_NHE.is_cuda:
         from llama_lab.engine import triton_kernels
@@ -104,19 +105,9 @@ def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> No
         triton_kernels.turn(qkv_NHE, cos_NE, sin_NE, num_turned)
         return
     part = qkv_NHE[:, :num_turned]
-    part.copy_(part * cos_NE[:, None] + _swapped(part) * sin_NE[:, None])
+    part.copy_(part * cos_NE[:, None] + swapped(part) * sin_NE[:, None])
 
 
-def turn_back(grads: Sequence[Tensor], cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    """Gradient of what was turned, (N, heads of q, k and v, E), from those of q, k and v."""
-    if grads[0].is_cuda:
-        from llama_lab.engine import triton_kernels
-
-        return triton_kernels.turn_back(grads, cos_NE, sin_NE)
-    q, k = (grad * cos_NE[:, None] + _swapped(grad * sin_NE[:, None]) for grad in grads[:2])
-    return torch.cat([q, k, grads[2]], dim=1)
-
-
-def _swapped(x_NHE: Tensor) -> Tensor:
+def swapped(x_NHE: Tensor) -> Tensor:
     """The halves of each head in each other's place."""
     return x_NHE.unflatten(-1, (2, -1)).flip(-2).flatten(-2)

@@ -12,14 +12,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FACTOR_1, FACTOR_2 = tl.constexpr(0x7FEB352D), tl.constexpr(0x846CA68B - 2**32)
+
 
 @triton.jit
-def _thinned(x, place, key):
-    """As engine/dropout.py."""
-    h = (place + tl.load(key)) * 0x7FEB352D
-    h = ((h ^ ((h >> 16) & 0xFFFF)) ^ tl.load(key + 1)) * (0x846CA68B - 2**32)
-    factor = tl.load(key + 3).to(tl.float32, bitcast=True)
-    return tl.where(h >= tl.load(key + 2), x.to(tl.float32) * factor, 0.0)
+def _kept(row, column, key):
+    """Which numbers dropout keeps, at places ``row + column``: as engine/dropout.py, whose first product is made of a
+    row's and a column's, which are few."""
+    h = (row + tl.load(key)) * FACTOR_1 + column * FACTOR_1
+    h = (h ^ (h.to(tl.uint32, bitcast=True) >> 16).to(tl.int32, bitcast=True) ^ tl.load(key + 1)) * FACTOR_2
+    return h >= tl.load(key + 2)
+
+
+@triton.jit
+def _factor(key):
+    """By which what is kept is multiplied: LoRA's scale, and that of dropout."""
+    return tl.load(key + 3).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["num_parts"])
@@ -53,16 +61,16 @@ def thinned_low_kernel(
     num_tiles = tl.cdiv(D, INPUTS)
     for tile in range(part * num_tiles // num_parts, (part + 1) * num_tiles // num_parts):
         d = tile * INPUTS + tl.arange(0, INPUTS)
-        place = n[:, None] * D + d[None, :]
         inside = (n < num_tokens)[:, None] & (d < D)[None, :]
         x_tile = tl.load(x_at + here[:, None] * D + d[None, :], mask=inside, other=0.0)
         a_tile = tl.load(
             a_at + (i * R + r[None, :]) * D + d[:, None], mask=(r < R)[None, :] & (d < D)[:, None], other=0.0
         )
-        total = tl.dot(_thinned(x_tile, place, key).to(a_tile.dtype), a_tile, total, input_precision="ieee")
+        x_tile = tl.where(_kept(n[:, None] * D, d[None, :], key), x_tile, 0.0).to(a_tile.dtype)
+        total = tl.dot(x_tile, a_tile, total, input_precision="ieee")
     place = ((part * num_adapters + k) * P + i) * num_tokens
     mask = (n < num_tokens)[:, None] & (r < R)[None, :]
-    tl.store(out + (place + n[:, None]) * R + r[None, :], total.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + (place + n[:, None]) * R + r[None, :], (total * _factor(key)).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -122,10 +130,10 @@ def thinned_grad_a_kernel(
         low_mask = (r < R)[:, None] & (n < num_tokens)[None, :]
         low_tile = tl.load(low_at + n[None, :] * R + r[:, None], mask=low_mask, other=0.0)
         x_tile = _entering(x, weight, rstd, k * num_tokens + first, here, d, num_tokens - first, D, SOURCE)
-        x_tile = _thinned(x_tile, n[:, None] * D + d[None, :], key).to(low_tile.dtype)
+        x_tile = tl.where(_kept(n[:, None] * D, d[None, :], key), x_tile, 0.0).to(low_tile.dtype)
         total = tl.dot(low_tile, x_tile, total, input_precision="ieee")
     at = out + (part * num_adapters + k) * out_stride + (i * R + r[:, None]) * D + d[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=(r < R)[:, None] & (d < D)[None, :])
+    tl.store(at, (total * _factor(key)).to(out.dtype.element_ty), mask=(r < R)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
@@ -161,7 +169,7 @@ def add_thinned_kernel(
     first, here = tl.program_id(0) * TOKENS, tl.arange(0, TOKENS)
     n, d = first + here, tl.program_id(1) * INPUTS + tl.arange(0, INPUTS)
     inside = (n < num_tokens)[:, None] & (d < D)[None, :]
-    place, row = n[:, None] * D + d[None, :], k * num_tokens + first
+    row = k * num_tokens + first
     total = tl.load(grad + row * D + here[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     for i in tl.static_range(P):
         through = tl.zeros((TOKENS, INPUTS), dtype=tl.float32)
@@ -173,7 +181,7 @@ def add_thinned_kernel(
             a_tile = tl.load(a_at, mask=(r < R)[:, None] & (d < D)[None, :], other=0.0)
             through = tl.dot(low_tile, a_tile, through, input_precision="ieee")
         key = keys + k * keys_stride_k + i * keys_stride_p
-        total += _thinned(through, place, key)
+        total += tl.where(_kept(n[:, None] * D, d[None, :], key), through * _factor(key), 0.0)
     if GATED:
         at = row * (2 * D) + here[:, None] * (2 * D) + d[None, :]
         gate = tl.load(gate_up + at, mask=inside, other=0.0).to(tl.float32)

@@ -18,6 +18,7 @@ from llama_lab.engine.block import Block, Saved, Step
 from llama_lab.engine.frozen import Frozen, base_of
 from llama_lab.engine.pieces import Pieces, pieces_for
 from llama_lab.engine.rows import RowBounds
+from llama_lab.engine.turned import places_of
 from llama_lab.fast_memory import HEAD_CHUNK
 
 
@@ -79,9 +80,8 @@ class Network:
             ids_KN, _, positions_KN = inputs.tokens_3KN
             x, delta = nn.functional.embedding(ids_KN, self.embedding), None
             cos, sin = self.rotary(x, positions_KN.view(1, -1))
-            half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # as pieces.turned wants it
-            step = Step(cos_NE=cos[0], sin_NE=sin, rows=inputs.rows, keys_PKW=inputs.keys_PKW)
+            places = places_of(inputs.rows, cos[0], sin[0], len(ids_KN))
+            step = Step(places=places, keys_PKW=inputs.keys_PKW)
             kept: list[Saved] = []
             for block in self.blocks:
                 saved, x, delta = block.forward(x, delta, step)

@@ -38,34 +38,6 @@ def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> No
     )
 
 
-def turn_back(grads: Sequence[Tensor], cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    """The gradients of q, k and v are read once and written where they belong."""
-    q, k, v = grads
-    num_tokens, _, size = q.shape
-    num = [grad.shape[1] for grad in grads]
-    out, heads = q.new_empty(num_tokens, sum(num), size), _heads(size)
-    places = []
-    for grad in grads:
-        assert grad.stride(2) == 1
-        places += [grad.stride(0), grad.stride(1)]
-    _turn_back[(num_tokens, triton.cdiv(sum(num), heads))](
-        q,
-        k,
-        v,
-        out,
-        cos_NE,
-        sin_NE,
-        *places,
-        NUM_Q=num[0],
-        NUM_K=num[1],
-        NUM_V=num[2],
-        HALF=size // 2,
-        WIDE=_wide(size),
-        HEADS=heads,
-    )
-    return out
-
-
 def adamw(
     buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
 ) -> None:
@@ -129,55 +101,6 @@ def _turn(qkv, cos, sin, num_turned, row_stride, HALF: tl.constexpr, WIDE: tl.co
     sin_low, sin_high = _row(sin + angle, inside), _row(sin + angle + HALF, inside)
     tl.store(at, (low * cos_low + high * sin_low).to(qkv.dtype.element_ty), mask=mask)
     tl.store(at + HALF, (high * cos_high + low * sin_high).to(qkv.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _turn_back(
-    q,
-    k,
-    v,
-    out,
-    cos,
-    sin,
-    q_n,
-    q_h,
-    k_n,
-    k_h,
-    v_n,
-    v_h,
-    NUM_Q: tl.constexpr,
-    NUM_K: tl.constexpr,
-    NUM_V: tl.constexpr,
-    HALF: tl.constexpr,
-    WIDE: tl.constexpr,
-    HEADS: tl.constexpr,
-):
-    n, e = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    inside = e < HALF
-    of_q, of_k = h < NUM_Q, (h >= NUM_Q) & (h < NUM_Q + NUM_K)
-    of_v = (h >= NUM_Q + NUM_K) & (h < NUM_Q + NUM_K + NUM_V)
-    q_at = q + n * q_n + h[:, None] * q_h + e[None, :]
-    k_at = k + n * k_n + (h - NUM_Q)[:, None] * k_h + e[None, :]
-    v_at = v + n * v_n + (h - NUM_Q - NUM_K)[:, None] * v_h + e[None, :]
-    q_mask, k_mask, v_mask = (
-        of_q[:, None] & inside[None, :],
-        of_k[:, None] & inside[None, :],
-        of_v[:, None] & inside[None, :],
-    )
-    # each place is of one of the three; the others read nothing there and give 0
-    low = tl.load(q_at, mask=q_mask, other=0.0) + tl.load(k_at, mask=k_mask, other=0.0)
-    high = tl.load(q_at + HALF, mask=q_mask, other=0.0) + tl.load(k_at + HALF, mask=k_mask, other=0.0)
-    low, high = low.to(tl.float32), high.to(tl.float32)
-    angle = n * (2 * HALF) + e
-    cos_low, cos_high = _row(cos + angle, inside), _row(cos + angle + HALF, inside)
-    sin_low, sin_high = _row(sin + angle, inside), _row(sin + angle + HALF, inside)
-    new_low = low * cos_low + high * sin_high + tl.load(v_at, mask=v_mask, other=0.0).to(tl.float32)
-    new_high = high * cos_high + low * sin_low + tl.load(v_at + HALF, mask=v_mask, other=0.0).to(tl.float32)
-    at = out + n * ((NUM_Q + NUM_K + NUM_V) * 2 * HALF) + h[:, None] * (2 * HALF) + e[None, :]
-    mask = (of_q | of_k | of_v)[:, None] & inside[None, :]
-    tl.store(at, new_low.to(out.dtype.element_ty), mask=mask)
-    tl.store(at + HALF, new_high.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

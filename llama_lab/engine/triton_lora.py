@@ -20,10 +20,11 @@ from torch import Tensor
 from llama_lab.engine import lora_kernels
 from llama_lab.engine.entering import Entering, Gated, Normed
 
-LOW_TILE, GRAD_A_TILE, GATED_TILE, ADD_TILE = (32, 128), (64, 64), (32, 64), (32, 64)
-"""Tokens and inputs that a program takes at once, of the kernels with these names; all four and the next were chosen by
-measuring on an H100, for a Llama-2-7B at ranks 16 and 64."""
-BACK_TILES = ((128, 256), (64, 128), (32, 64))
+LOW_TILE, GRAD_A_TILE = (32, 128), (64, 64)
+ADD_TILE, ADD_TILE_OF_LARGE_RANKS, GATE_BACK_TILE = (32, 64), (64, 64), (16, 128)
+"""Tokens and inputs that a program takes at once, of the kernels with these names; all of them and the next were chosen
+by measuring on an H100, for a Llama-2-7B at ranks 16 and 64."""
+BACK_TILES = ((64, 512), (64, 128), (32, 64))
 """Tokens and outputs; the first that a multiprocessor has shared memory for."""
 BACK_STAGES = 2
 """Tiles that are on their way at once."""
@@ -71,7 +72,7 @@ def thinned_grad_a(entering: Entering, low_KPNR: Tensor, keys_KPW: Tensor, out_K
     """Gradient of each A, from that of its output and from what entered the projection."""
     source, x, weight, rstd = _unpacked(entering)
     (num_adapters, num_layers, num_tokens, rank), width = low_KPNR.shape, out_KPRD.shape[3]
-    tokens, inputs = GATED_TILE if source == GATED else GRAD_A_TILE
+    tokens, inputs = GRAD_A_TILE
     ranks = _tile_of(rank)
     jobs, tiles = num_layers * triton.cdiv(rank, ranks), triton.cdiv(width, inputs)
     num_parts = _num_parts(jobs * tiles * num_adapters, triton.cdiv(num_tokens, tokens))
@@ -118,7 +119,8 @@ def _add_thinned_to(
 ) -> None:
     num_adapters, num_tokens, width = grad_KND.shape
     num_layers, rank = low_KPNR.shape[1], low_KPNR.shape[3]
-    grid = (triton.cdiv(num_tokens, ADD_TILE[0]), triton.cdiv(width, ADD_TILE[1]), num_adapters)
+    tokens, inputs = _add_tile(rank, gated=gate_up is not None)
+    grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(width, inputs), num_adapters)
     lora_kernels.add_thinned_kernel[grid](
         grad_KND,
         low_KPNR,
@@ -134,11 +136,17 @@ def _add_thinned_to(
         R=rank,
         D=width,
         GATED=gate_up is not None,
-        TOKENS=ADD_TILE[0],
-        INPUTS=ADD_TILE[1],
+        TOKENS=tokens,
+        INPUTS=inputs,
         RANKS=_tile_of(rank),
         num_warps=4,
     )
+
+
+def _add_tile(rank: int, *, gated: bool) -> tuple[int, int]:
+    if gated:
+        return GATE_BACK_TILE
+    return ADD_TILE if rank <= MAX_RANKS // 2 else ADD_TILE_OF_LARGE_RANKS
 
 
 def back_low(

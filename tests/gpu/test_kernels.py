@@ -5,7 +5,9 @@ TRITON_INTERPRET=1 python -m pytest tests/gpu/test_kernels.py -n 0       # witho
 """
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ from llama_lab.engine.adapter import Layout
 from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.entering import Gated, Normed, Plain
 from llama_lab.engine.optimizer import NOTHING, Update, adamw
+from llama_lab.engine.rows import RowBounds
+from llama_lab.engine.turned import attend_turned, places_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
 RUNS = DEVICE == "cuda" or IS_INTERPRETED
 if RUNS:
-    from llama_lab.engine import triton_kernels, triton_lora
+    from llama_lab.engine import triton_attention, triton_kernels, triton_lora
 
 pytestmark = pytest.mark.skipif(not RUNS, reason="there is no GPU, and Triton does not interpret")
 
@@ -99,7 +103,7 @@ def test_what_comes_back_through_a(num_adapters, num_tokens, num_layers, rank, w
         apart(num_adapters, num_layers, rank, width).bfloat16().float(),
         rounded(num_adapters, num_layers, num_tokens, rank),
     )
-    found = on_gpu(wanted)
+    found = on_gpu(wanted.clone())
     kernels.add_thinned(wanted, low, a, keys)
     triton_lora.add_thinned(found, on_gpu(low), on_gpu(a), keys.to(DEVICE))
     close(found, wanted)
@@ -134,15 +138,57 @@ def test_both_gradients_behind_b(num_adapters, num_tokens, rank, outs, starts):
 @pytest.mark.parametrize(("num_q", "num_kv", "size"), [(4, 2, 64), (32, 32, 128), (9, 3, 64), (4, 4, 96)])
 def test_rotation(num_q, num_kv, size):
     qkv, cos, sin = rounded(37, num_q + 2 * num_kv, size), rounded(37, size), rounded(37, size)
-    found = on_gpu(qkv)
+    found = on_gpu(qkv.clone())
     triton_kernels.turn(found, on_gpu(cos), on_gpu(sin), num_q + num_kv)
-    grads = [rounded(37, num, size) for num in (num_q, num_kv, num_kv)]
-    close(
-        triton_kernels.turn_back([on_gpu(g) for g in grads], on_gpu(cos), on_gpu(sin)),
-        kernels.turn_back(grads, cos, sin),
-    )
     kernels.turn(qkv, cos, sin, num_q + num_kv)
     close(found, qkv)
+
+
+@pytest.mark.parametrize(("num_q", "num_kv", "size"), [(4, 4, 128), (6, 2, 64), (2, 1, 16)])
+@pytest.mark.parametrize(
+    "lengths", [[[200]], [[1, 130, 3, 60, 64, 42]], [[64, 64], [128], [1] * 128]], ids=["one", "some", "three adapters"]
+)
+def test_attention_of_rows(num_q, num_kv, size, lengths):
+    if ON_GPU["dtype"] is torch.float32 and not IS_INTERPRETED:
+        pytest.skip("its tiles are for bf16")
+    num_tokens, flat = sum(lengths[0]), [length for rows in lengths for length in rows]
+    ends = [sum(flat[: i + 1]) for i in range(len(flat))]
+    starts = torch.tensor([0, *ends, ends[-1], ends[-1]], dtype=torch.int32)
+    angles = torch.rand(ends[-1], size // 2)
+    cos, sin = torch.cat([angles.cos()] * 2, dim=1), torch.cat([angles.sin()] * 2, dim=1)
+    rows = RowBounds(starts=starts, longest=max(flat), spans=list(pairwise([0, *ends])))
+    places = places_of(rows, cos, sin, len(lengths))
+    qkv, grad = rounded(ends[-1], num_q + 2 * num_kv, size), rounded(ends[-1], num_q, size)
+    bounds = triton_attention.bounds_of(starts.to(DEVICE), len(lengths), num_tokens)
+    there = replace(
+        places,
+        bounds=bounds,
+        cos_NE=on_gpu(cos),
+        sin_NE=on_gpu(places.sin_NE),
+        back_sin_NE=on_gpu(places.back_sin_NE),
+    )
+    found = attend_turned(on_gpu(qkv.clone()), num_kv, size**-0.5, there)
+    wanted = attend_turned(qkv, num_kv, size**-0.5, places)
+    close(found.out, wanted.out)
+    close(found.back(on_gpu(grad)), wanted.back(grad))
+
+
+def test_a_row_that_is_not_finite_leaves_other_adapters_alone():
+    starts, cos, sin = torch.tensor([0, 40, 80, 120], dtype=torch.int32), torch.ones(120, 64), torch.zeros(120, 64)
+    bounds = triton_attention.bounds_of(starts.to(DEVICE), 3, 40)
+    if ON_GPU["dtype"] is torch.float32 and not IS_INTERPRETED:
+        pytest.skip("its tiles are for bf16")
+    qkv, grad = on_gpu(torch.randn(120, 6, 64)), on_gpu(torch.randn(120, 2, 64))
+    found = []
+    for value in (0.0, float("nan")):
+        qkv[40:80] = value
+        out, lse = triton_attention.attend(qkv, 2, 0.1, bounds)
+        forward = triton_attention.Forward(qkv_NHE=qkv, out_NHE=out, lse_HN=lse, num_kv=2, scale=0.1)
+        found.append((out, triton_attention.attend_back(grad, forward, bounds, on_gpu(cos), on_gpu(sin))))
+    for one, other in zip(*found, strict=True):
+        assert other[40:80].isnan().all()
+        assert torch.equal(one[:40], other[:40])
+        assert torch.equal(one[80:], other[80:])
 
 
 def test_an_update_leaves_padding_and_rows_that_do_not_step_alone():

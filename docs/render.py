@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from pictures_speed import IMAGE, speed_sweep_svg  # noqa: E402
 from render_learning import learning_table  # noqa: E402
 from render_modules import modules_table  # noqa: E402
-from render_profile import speed_profile_table  # noqa: E402
+from render_profile import speed_profile_table, stacked_profile_table  # noqa: E402
 from render_speed import SPEED_H200, at_commit, speed_cpu_table, speed_table  # noqa: E402
 from render_stacked import stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
@@ -197,6 +197,7 @@ BLOCKS = {
     "speed_h200": partial(speed_table, SPEED_H200),
     "speed_sweep": speed_sweep_table,
     "speed_profile": speed_profile_table,
+    "stacked_profile": stacked_profile_table,
     "learning": learning_table,
     "sweep_rungs": sweep_rungs_table,
     "speed_cpu": speed_cpu_table,

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from pictures_speed import speed_sweep_svg
 from render_learning import learning_table
-from render_profile import group_of, speed_profile_table
+from render_profile import group_of, speed_profile_table, stacked_profile_table
 from render_speed import speed_table
 from render_sweep import speed_sweep_table
 
@@ -195,6 +195,7 @@ def test_one_seed_and_a_run_that_was_cut_off(tmp_path):
         ("nvjet_sm90_tst_32x64_splitK", 0.01, "products of LoRA"),
         ("_add_thinned", 0.2, "products of LoRA"),
         ("void pytorch_flash::flash_fwd_kernel", 0.1, "attention"),
+        ("attend_back_kv_kernel", 0.1, "attention"),
         ("void kDequantizeBlockwise<__nv_bfloat16>", 0.1, "dequantising"),
         ("triton_red_fused_mul", 0.2, "between them: norms, dropout, gate, loss, AdamW"),
     ],
@@ -213,6 +214,26 @@ def test_a_profile_says_what_the_base_needs_at_full_speed(tmp_path):
     assert cells(table, "| the same at")[1] == "67.8"
     assert cells(table, "| kernels too short")[1] == "1.0"
     assert cells(table, "| the whole step")[1] == "80.0"
+
+
+def test_a_stack_stands_beside_one_of_its_rows_in_a_table_of_its_own(tmp_path):
+    row = {"card": CARD, "torch": "2.11", "commit": "abc", "launches": 9}
+    stack = {"kernels": [{"kernel": "_adamw", "ms": 6.0, "calls": 1}], "kernels_ms": 6.5, "step_ms": 7.0}
+    alone = {"kernels": [{"kernel": "nvjet_base", "ms": 12.0, "calls": 450}], "kernels_ms": 12.0, "step_ms": 13.0}
+    file = file_of(
+        tmp_path,
+        [
+            row | alone | {"case": "256 tokens, trainer.memory=fast, one step of the fast engine alone"},
+            row | stack | {"case": "8 x 256 tokens, trainer.memory=fast, one step of a stack"},
+        ],
+    )
+    assert cells(speed_profile_table(file), "| ms of a step") == ["ms of a step", "256 tokens, `fast`"]
+    table = stacked_profile_table(file)
+    assert cells(table, "| ms of a step")[1:] == ["8 x 256 tokens, `fast`", "1 x 256 tokens, r=16"]
+    assert cells(table, "| the whole step")[1:] == ["7.0", "13.0"]
+    assert cells(table, "| the same at")[1:] == ["67.8", "8.5"]
+    assert "dequantising" not in table
+    assert stacked_profile_table(tmp_path / "none.json") == ""
 
 
 def test_packed_steps_are_as_long_as_asked():

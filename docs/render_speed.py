@@ -147,7 +147,7 @@ def _note(row: dict[str, Any]) -> str:
 
 
 def _elsewhere(ours: list[dict[str, Any]], by_case: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    """What the peers reached on other machines with such a card, and ours in times of it; none where nobody looked."""
+    """The most that peers reached on other machines with such a card, and ours in times of it; none if none looked."""
     found = []
     for name in ("trl", "unsloth"):
         theirs = [(row, by_case.get((f"{name}{ELSEWHERE}", row["case"]))) for row in ours]
@@ -156,7 +156,7 @@ def _elsewhere(ours: list[dict[str, Any]], by_case: dict[tuple[str, str], dict[s
     if not found:
         return []
     why = "The peers' steps wait for the machine beside the card"
-    return [f"{why}: on H100s of other machines they reached {'; '.join(found)}."]
+    return [f"{why}: the most they reached on H100s of other machines is {'; '.join(found)}."]
 
 
 def times_floor(row: dict[str, Any]) -> float | None:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+from render_speed import at_commit
 from render_sweep import ROOT, SWEEP
 
 STACKED = ROOT / "benchmarks" / "results" / "stacked.json"
@@ -31,11 +32,14 @@ def stacked_table() -> str:
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:
-    """The commit of the stacks, and of what was measured at another."""
-    found = {row["system"]: row.get("commit", "not recorded") for row in rows}
-    own = found["stack"]
-    others = "".join(f"; {system} at {commit}" for system, commit in found.items() if commit != own)
-    return f"at commit {own}{others}"
+    """The commit of the first stack, and of what was measured at another."""
+    own = next(row["commit"] for row in rows if row["system"] == "stack")
+    others: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("commit", "not recorded") != own:
+            others.setdefault(row.get("commit", "not recorded"), []).append(f"{_work(row)}, {row['system']}")
+    said = "".join(f"; at {commit}: {'; '.join(cases)}" for commit, cases in others.items())
+    return f"at commit {own}{said}"
 
 
 def _most_gained(stack: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -49,7 +53,7 @@ def _most_gained(stack: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         return ""
     gain = found[0] / alone["tokens_per_s"]
     said = f"a stack of {_work(stack)} is not expected to be faster than one run of as many tokens at rank 32"
-    return f" As to the first, {said}: {found[0]:,.0f} tokens/s, {gain:.2f} times one by one."
+    return f" As to the first, {said}: {found[0]:,.0f} tokens/s{at_commit(runs[0])}, {gain:.2f} times one by one."
 
 
 LIKE_A_STACK = "rank 32"

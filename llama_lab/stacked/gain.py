@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-FIXED_MS = 9.1
+FIXED_MS = 8.1
 """Of a step, however many rows and tokens it has."""
-ROW_MS = 1.6
+ROW_MS = 1.2
 """Of each row: LoRA products, losses and an optimizer of its own."""
-TOKEN_MS = 0.0494
+TOKEN_MS = 0.0478
 """Of each token of a run alone ..."""
-STACKED_TOKEN_MS = 0.0539
+STACKED_TOKEN_MS = 0.0526
 """... and of one in a stack, whose adapters are padded to the largest rank.
 
 Fitted to the step times of benchmarks/results/stacked.json: a Llama-2-7B in NF4 on an H100, ranks 8 to 64, 256 to 1,024

@@ -108,7 +108,7 @@ def test_speed_names_the_peers_that_were_measured(tmp_path):
     elsewhere = peer | {"system": "unsloth, on another H100", "tokens_per_s": 2000.0}
     table = speed_table(file_of(tmp_path, [row, peer, elsewhere]))
     assert cells(table, "| 1,024")[-1].startswith("1,000 (")
-    assert f"other machines they reached Unsloth 2,000 ({row['tokens_per_s'] / 2000:.1f}x) at 1,024." in table
+    assert f"other machines is Unsloth 2,000 ({row['tokens_per_s'] / 2000:.1f}x) at 1,024." in table
     told = peer | {"settings": ["gc=0", "bs=4"], "note": "the faster of two"}
     file = file_of(tmp_path, [row, told, elsewhere, first_step("warm", 12)])
     assert "Unsloth, 1024: gc=0 bs=4 (the faster of two)." in speed_table(file)

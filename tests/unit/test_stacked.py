@@ -47,7 +47,7 @@ def test_short_rows_gain_and_full_gpus_do_not():
     assert predicted(FULL, 4).num_rows is None
     assert "one by one" in predicted(FULL, 4).said
     assert predicted(256, 8).num_rows == 8
-    assert "predicted gain 1.4" in predicted(256, 8).said
+    assert f"predicted gain {predicted_gain(256, 8):.2f}x" in predicted(256, 8).said
 
 
 @pytest.mark.parametrize("rows", [0, -1, "eight", 2.5, True, None, [4]])

@@ -10,10 +10,11 @@ from itertools import combinations, product
 from llama_lab.activations import Device
 from llama_lab.checks import check_combination
 from llama_lab.choices import QuantType
-from llama_lab.config import RunConfig, divisors
+from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.memory import MemoryEstimate, estimate, rows_at_once
 from llama_lab.params import ModelShape
+from llama_lab.trainer_config import divisors
 
 USABLE_SHARE = 0.9
 """Of a card's memory: the rest is for CUDA's context and for what PyTorch's allocator cannot join. On an H100 PyTorch

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode, TrainerName
-from llama_lab.config import EMBEDDED_DATASETS, LLAMA_LINEAR, DatasetSettings, LoraSettings, ModelSettings, RunConfig
+from llama_lab.config import LLAMA_LINEAR, LoraSettings, ModelSettings, RunConfig
 from llama_lab.continued import check_adapter
 from llama_lab.data.files import SUFFIXES, check_file, check_package, expanded
 from llama_lab.data.formats import COLUMNS, detect_format
 from llama_lab.data.preference import check_trainer
 from llama_lab.data.templates import TEMPLATE_NAMES
+from llama_lab.dataset_config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
 from llama_lab.preference_checks import check_preferences, check_unanswered
 from llama_lab.results import OBJECTIVES

@@ -54,7 +54,8 @@ def run_verb(words: list[str]) -> int:
 
 def unknown_verb(word: str) -> ConfigError:
     """The error for a first word that is neither a verb nor KEY=VALUE."""
-    from llama_lab.explain import known_keys, no_value
+    from llama_lab.explain import no_value
+    from llama_lab.known_keys import known_keys
 
     if not word.strip():
         return ConfigError("A word of the command line is empty. Settings are typed KEY=VALUE; see --help.")

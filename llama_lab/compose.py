@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from llama_lab.checks import check_combination, check_sources
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError
-from llama_lab.explain import explain, known_keys, unknown_key
+from llama_lab.explain import explain
+from llama_lab.known_keys import known_keys, unknown_key
 from llama_lab.paths import CONF_DIR
 from llama_lab.words import check_values
 

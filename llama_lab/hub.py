@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llama_lab.choices import ModelSource
-from llama_lab.config import EMBEDDED_DATASETS, ModelSettings, RunConfig
+from llama_lab.config import ModelSettings, RunConfig
+from llama_lab.dataset_config import EMBEDDED_DATASETS
 from llama_lab.errors import DataError, LlamaLabError, ModelError
 
 

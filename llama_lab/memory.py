@@ -13,11 +13,12 @@ from functools import cached_property
 
 from llama_lab.activations import FP32, Block, Device, Precision, precision
 from llama_lab.choices import Engine, Memory, Optimizer, QuantType
-from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.config import RunConfig
 from llama_lab.engine.suits import allowed_memory, unsuited
 from llama_lab.fast_memory import BF16, FastRun
 from llama_lab.kept_bytes import base_bytes, optimizer_bytes
 from llama_lab.params import ModelShape, adapted_linears, adapter_tensors
+from llama_lab.trainer_config import TrainerSettings
 
 GIB = 2**30
 LOSS_TILE = (4096, 32768)

@@ -9,10 +9,11 @@ import torch
 from llama_lab.activations import Device
 from llama_lab.cards import USABLE_SHARE, Card, largest_micro_batch, nearest_fit
 from llama_lab.choices import Memory
-from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.memory import estimate_fast, fastest_fit
 from llama_lab.params import ModelShape
+from llama_lab.trainer_config import TrainerSettings
 
 
 @dataclass(frozen=True, kw_only=True)

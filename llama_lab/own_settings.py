@@ -9,7 +9,7 @@ from llama_lab.choices import TrainerLoss, TrainerName
 from llama_lab.errors import ConfigError, check_range
 
 if TYPE_CHECKING:
-    from llama_lab.config import TrainerSettings
+    from llama_lab.trainer_config import TrainerSettings
 
 FROM_PAIRS = (TrainerName.dpo, TrainerName.kto, TrainerName.orpo, TrainerName.reward)
 """Trainers whose rows are preferences; the others' have one answer."""

@@ -14,7 +14,7 @@ from trl.trainer.utils import RepeatSampler
 
 from llama_lab.arguments import shared_arguments
 from llama_lab.choices import TrainerName
-from llama_lab.config import EvaluateSettings, TrainerSettings
+from llama_lab.config import EvaluateSettings
 from llama_lab.data.answers import asked_and_wanted
 from llama_lab.data.splits import Split
 from llama_lab.data.templates import Messages, encode_prompt
@@ -28,6 +28,7 @@ from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
 from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
 from llama_lab.trainer import NoModelCard, adapter_kept, take_out_printers, train_with
+from llama_lab.trainer_config import TrainerSettings
 from llama_lab.training import FitSettings, not_finite
 
 if TYPE_CHECKING:

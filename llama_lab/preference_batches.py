@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_lab.choices import TrainerName
-from llama_lab.config import TrainerSettings
 from llama_lab.data.answers import PAIRED
 from llama_lab.data.batches import Collator
 from llama_lab.data.templates import IGNORED
 from llama_lab.errors import DataError
 from llama_lab.own_settings import SAMPLING
+from llama_lab.trainer_config import TrainerSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

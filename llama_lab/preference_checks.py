@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from llama_lab.choices import DataFormat, Engine, LongRows, LoraInit, LossOn, TrainerLoss, TrainerName
-from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.own_settings import FROM_PAIRS, SAMPLING
 from llama_lab.rewards import NEED_ANSWER
+from llama_lab.trainer_config import TrainerSettings
 
 REWRITING = (LoraInit.pissa, LoraInit.olora, LoraInit.loftq)
 """Starts of the adapter that change the weights below it, which the reference model would share."""

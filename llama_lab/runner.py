@@ -18,7 +18,7 @@ from llama_lab import ranks, report
 from llama_lab.backend import Adapted, Backend, OwnBackend
 from llama_lab.checkpoints import check_readable, last_checkpoint, step_of
 from llama_lab.choices import Engine, Memory, Resume, TrainerName
-from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.config import RunConfig
 from llama_lab.data.audit import stop_on_failure
 from llama_lab.data.batches import training_rows
 from llama_lab.data.findings import Level
@@ -42,6 +42,7 @@ from llama_lab.results import FitResult, Result, Score
 from llama_lab.rewards import import_rewards
 from llama_lab.rundir import RunDir
 from llama_lab.tracking import Tracking, open_tracking
+from llama_lab.trainer_config import TrainerSettings
 from llama_lab.training import fit_settings
 
 

@@ -15,12 +15,13 @@ import torch
 from llama_lab import ranks
 from llama_lab.checkpoints import PARTIAL, checkpoints_in, flush, last_checkpoint, step_of
 from llama_lab.choices import Engine, Memory
-from llama_lab.config import RunConfig, TrainerSettings
+from llama_lab.config import RunConfig
 from llama_lab.errors import RunError
 from llama_lab.events import Listener
 from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult
 from llama_lab.rundir import RunDir
+from llama_lab.trainer_config import TrainerSettings
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from llama_lab.cli import VERBS, WordParser
 from llama_lab.errors import ConfigError
-from llama_lab.explain import known_keys, unknown_key
+from llama_lab.known_keys import known_keys, unknown_key
 
 GROUPS = ("model", "quant", "lora", "dataset", "trainer", "tracking", "experiment", "search")
 HYDRA_GROUPS = ("hydra.sweeper", "hydra.launcher", "hydra.sweeper.sampler", "hydra.sweeper.pruner")

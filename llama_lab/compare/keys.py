@@ -45,7 +45,7 @@ def resolve(word: str, runs: Sequence[Run], option: str) -> str:
     Raises:
         ConfigError: no run knows it; names the nearest.
     """
-    from llama_lab.explain import ALIASES, known_keys
+    from llama_lab.known_keys import ALIASES, known_keys
 
     settings = {key for run in runs for key in run.settings} | set(known_keys()) - set(GROUPS)
     known = [*FACTS, *NUMBERS, *GROUPS, *sorted(settings)]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_lab.choices import DataFormat
-from llama_lab.config import DatasetSettings
 from llama_lab.data.answers import asked_and_wanted, chat_of
 from llama_lab.data.findings import Finding, Level, some
 from llama_lab.data.ghost import ghost_attention
 from llama_lab.data.pairs import pair_findings
 from llama_lab.data.templates import IGNORED, encode_prompt, expected_bos
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llama_lab.config import DatasetSettings, TrainerSettings
 from llama_lab.data.templates import IGNORED
+from llama_lab.dataset_config import DatasetSettings
+from llama_lab.trainer_config import TrainerSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

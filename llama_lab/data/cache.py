@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_lab import __version__
-from llama_lab.config import DatasetSettings
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.embedded import cache_dir
 from llama_lab.errors import DataError
 

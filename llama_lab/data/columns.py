@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llama_lab.choices import DataFormat
-from llama_lab.config import DatasetSettings
 from llama_lab.data.turns import check_text
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 
 COLUMNS = {

@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import DatasetSettings
 from llama_lab.data.formats import convert, detect_format, is_empty
 from llama_lab.data.json_rows import BrokenOff, Row
 from llama_lab.data.preference import check_trainer
 from llama_lab.data.readers import scan_rows
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError
 
 FIRST_ROWS = 20

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import DatasetSettings
 from llama_lab.data.cache import LATER_SETTINGS, cached, code_digest, digest, settings_without
 from llama_lab.data.convert import Outcome, convert_rows
 from llama_lab.data.sources import Source
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:

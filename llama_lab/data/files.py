@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import DatasetSettings
 from llama_lab.data.convert import convert_rows, rows_of
 from llama_lab.data.readers import READERS
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 
 SUFFIXES = tuple(READERS)

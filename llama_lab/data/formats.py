@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_lab.choices import DataFormat
-from llama_lab.config import DatasetSettings
 from llama_lab.data.columns import COLUMNS, require, suggest, text_of
 from llama_lab.data.preference import from_preference, from_unpaired_preference, is_verdict, prompt_of
 from llama_lab.data.turns import ask, check_turns, is_blank, trimmed, turns_of
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}

@@ -7,9 +7,9 @@ from itertools import takewhile
 from typing import Any
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.data.columns import LIKELY, require, suggest, text_of
 from llama_lab.data.turns import ROLES, check_text, turns_of
+from llama_lab.dataset_config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 from llama_lab.own_settings import FROM_PAIRS, SAMPLING
 

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_lab.config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.data.cache import digest, file_digest
 from llama_lab.data.convert import Located, rows_of
 from llama_lab.data.files import expanded, find_files, package_file
+from llama_lab.dataset_config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.hub import dataset_snapshot, explain_hub
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_lab.choices import DataFormat, LossOn, TrainerName
-from llama_lab.config import DatasetSettings
 from llama_lab.data.examples import Store, store_examples
 from llama_lab.data.lengths import Counts
 from llama_lab.data.sources import open_sources
 from llama_lab.data.tokens import Drawn, Split, tokenise
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_lab.choices import DataFormat, LongRows, LossOn
-from llama_lab.config import DatasetSettings
 from llama_lab.data.answers import PAIRED, encode_answers, fit_answers
 from llama_lab.data.cache import LATER_SETTINGS, cached, code_digest, digest, settings_without, tokenizer_digest
 from llama_lab.data.examples import Examples, Store
 from llama_lab.data.ghost import ghost_attention, ghost_loss_on
 from llama_lab.data.lengths import Counts, fit, has_label
 from llama_lab.data.templates import IGNORED, adds_bos, encode, encode_prompt
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_lab.config import DatasetSettings
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import DataError, did_you_mean
 
 ROLES = ("user", "assistant", "system")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
 
 from llama_lab.errors import ConfigError, did_you_mean
-from llama_lab.explain import field_type
+from llama_lab.known_keys import field_type
 from llama_lab.words import check_values
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from llama_lab.compose import compose_tree, parse
 from llama_lab.config import RunConfig
 from llama_lab.continued import CONFIG_FILE
 from llama_lab.errors import ConfigError, ModelError, RunError, no_folder
-from llama_lab.explain import explain, known_keys, no_value, unknown_key
+from llama_lab.explain import explain, no_value
+from llama_lab.known_keys import known_keys, unknown_key
 from llama_lab.lock import config_of
 from llama_lab.paths import CONF_DIR
 from llama_lab.reward_model import is_reward_adapter

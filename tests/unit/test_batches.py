@@ -5,9 +5,9 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_lab.config import DatasetSettings
 from llama_lab.data.batches import LENGTHS, Collator, training_rows
 from llama_lab.data.templates import IGNORED
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.loss import summed_loss
 
 PAD = 0

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from llama_lab.choices import DataFormat, LongRows, LossOn
-from llama_lab.config import ColumnSettings, DatasetSettings
 from llama_lab.data.cache import (
     LATER_SETTINGS,
     LOST_AFTER_S,
@@ -25,6 +24,7 @@ from llama_lab.data.cache import (
     tokenizer_digest,
 )
 from llama_lab.data.splits import Splits, build_splits
+from llama_lab.dataset_config import ColumnSettings, DatasetSettings
 from llama_lab.embedded import cache_dir
 from llama_lab.errors import DataError
 

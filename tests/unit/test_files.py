@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from llama_lab.choices import DataFormat
-from llama_lab.config import ColumnSettings, DatasetSettings
 from llama_lab.data import json_rows
 from llama_lab.data.files import CHECKED_ROWS, check_file, check_package, expanded
 from llama_lab.data.readers import read_rows, scan_rows
+from llama_lab.dataset_config import ColumnSettings, DatasetSettings
 from llama_lab.errors import DataError
 
 ROWS = [{"prompt": f"number {i}", "completion": f"answer {i}"} for i in range(3)]

@@ -3,10 +3,10 @@
 import pytest
 
 from llama_lab.choices import DataFormat, TrainerName
-from llama_lab.config import ColumnSettings, DatasetSettings
 from llama_lab.data.formats import COLUMNS, detect_format, is_empty
 from llama_lab.data.formats import convert as convert_row
 from llama_lab.data.preference import check_trainer
+from llama_lab.dataset_config import ColumnSettings, DatasetSettings
 from llama_lab.errors import DataError
 
 ROWS = {

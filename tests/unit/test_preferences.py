@@ -7,11 +7,11 @@ import torch
 
 from llama_lab.choices import LongRows, TrainerName
 from llama_lab.compose import compose_words
-from llama_lab.config import DatasetSettings
 from llama_lab.data.answers import encode_answers, fit_answers
 from llama_lab.data.batches import Collator
 from llama_lab.data.splits import build_splits
 from llama_lab.data.templates import IGNORED, encode_prompt
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import LlamaLabError
 from llama_lab.preference_batches import PairCollator, SideCollator, SingleCollator, single_answers
 

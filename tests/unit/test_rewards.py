@@ -216,12 +216,12 @@ def test_prompts_alone_are_for_trainers_that_answer_themselves(prompts, trainer)
     "prompt", ["France?", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "France?"}]]
 )
 def test_prompts_alone_are_read_as_at_inference_and_pass_the_checks(tiny_tokenizer, tmp_path, prompt):
-    from llama_lab.config import DatasetSettings
     from llama_lab.data.answers import asked_and_wanted
     from llama_lab.data.audit import audit
     from llama_lab.data.findings import Level
     from llama_lab.data.splits import build_splits
     from llama_lab.data.templates import encode_prompt
+    from llama_lab.dataset_config import DatasetSettings
 
     long = {"prompt": "word " * 200}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": prompt}] * 8 + [long]))

@@ -13,9 +13,9 @@ import pytest
 
 from llama_lab.choices import DataFormat, TrainerName
 from llama_lab.compose import compose_words
-from llama_lab.config import DatasetSettings
 from llama_lab.data.sources import open_sources
 from llama_lab.data.splits import Splits, build_splits
+from llama_lab.dataset_config import DatasetSettings
 from llama_lab.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"number {i}", "completion": f"answer {i}"} for i in range(20)]

@@ -9,9 +9,10 @@ import pytest
 
 from llama_lab.choices import DataFormat, LongRows, LossOn
 from llama_lab.compose import compose_words
-from llama_lab.config import ColumnSettings, DatasetSettings, ModelSettings
+from llama_lab.config import ModelSettings
 from llama_lab.data.splits import Splits, build_splits, resolve_loss_on
 from llama_lab.data.templates import IGNORED
+from llama_lab.dataset_config import ColumnSettings, DatasetSettings
 from llama_lab.errors import ConfigError, DataError
 from llama_lab.model import load_tokenizer
 

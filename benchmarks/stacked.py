@@ -152,7 +152,7 @@ class Bench:
             **found,
             "ranks": ranks,
             "memory": self.memory,
-            "command": "python -m benchmarks.stacked BASE",
+            "command": f"python -m benchmarks.stacked BASE --memory {self.memory}",
         }
 
     def row(self, number: int, rank: int, tokens: int, folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The page that says of every module in one line what it is for: the first lines of their docstrings."""
+"""The page that says of every module in one line what it is for: the first paragraphs of their docstrings."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ def modules_table() -> str:
 
 
 def _table(folder: Path) -> str:
-    told = {path.name: said for path in sorted(folder.glob("*.py")) if (said := _first_line(path))}
+    told = {path.name: said for path in sorted(folder.glob("*.py")) if (said := _first_paragraph(path))}
     own = told.pop("__init__.py", "")
     if not told:
         return ""
@@ -28,6 +28,6 @@ def _table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _first_line(path: Path) -> str:
+def _first_paragraph(path: Path) -> str:
     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n")[0].replace("|", "\\|")
+    return said.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")

@@ -1,7 +1,8 @@
-"""The settings of a run: one dataclass a config group. Hydra composes them, `llama_lab.parse` checks them.
+"""The settings of a run: one dataclass a config group. Hydra composes them, `compose.parse` checks them.
 
-The defaults of every setting stand here and nowhere else; the YAML files of conf/ hold what makes a choice
-different. Nothing in this module imports torch, so a wrong setting is found in a fraction of a second.
+The defaults of every setting stand here, in dataset_config.py and in trainer_config.py, and nowhere else; the YAML
+files of conf/ hold what makes a choice different. Nothing in these modules imports torch, so a wrong setting is found
+in a fraction of a second.
 """
 
 from dataclasses import dataclass, field

@@ -17,7 +17,8 @@ BF16 = 2
 HEAD_CHUNK = 1024
 """Tokens whose logits engine/network.py has at once."""
 FLASH_BLOCK = 128
-"""Tokens to which the backward pass of attention fills up each row of queries."""
+"""Tokens to which the backward pass of PyTorch's attention fills up each row of queries. Our own kernels, which some
+cards have (engine/turned.py), need less."""
 
 
 @dataclass(frozen=True, kw_only=True)

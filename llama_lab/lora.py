@@ -109,3 +109,5 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> None:
         for file in below.iterdir():
             file.rename(folder / file.name)
         below.rmdir()
+    # PEFT's card has blanks and a path of this machine; `push` writes one that says something (take/card.py)
+    (folder / "README.md").unlink(missing_ok=True)

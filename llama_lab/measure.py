@@ -57,7 +57,7 @@ class Evaluator:
         if config.trainer.name is TrainerName.reward:
             return Measurement(score=found, answers=[])
         one_turn = all(len(asked_and_wanted(example)[0]) == 1 for example in splits.valid.examples)
-        if found.answers and one_turn and not config.generation.prompts and not config.generation.do_sample:
+        if found.answers and one_turn and self._answers_as_scored():
             # the prompts of samples.md are the first held-out ones, and those have just been answered
             return Measurement(score=found, answers=[a.strip() for a in found.answers[: config.generation.num_prompts]])
         prompts = [[{"role": "user", "content": p}] for p in self.prompts()]
@@ -73,6 +73,12 @@ class Evaluator:
         if self.prepared:
             return self.prepared.score(valid, settings, metrics)
         return score(self.model, self.tokenizer, valid, settings, metrics)
+
+    def _answers_as_scored(self) -> bool:
+        """Whether samples.md asks the held-out prompts, and in the way in which answers are scored."""
+        asked, limit = self.config.generation, self.config.evaluate.max_new_tokens
+        is_greedy = not asked.do_sample and asked.repetition_penalty == 1
+        return is_greedy and not asked.prompts and asked.max_new_tokens == limit
 
     def prompts(self) -> list[str]:
         """The prompts of samples.md."""

@@ -1,6 +1,6 @@
 """A Llama block forward and backward, written out: what is kept, what is computed again, and in which order.
 
-K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter, R rank, D inputs, O outputs.
+K adapters, P adapted layers, W words of a dropout key, N tokens of each adapter, D hidden size, E numbers of a head.
 """
 
 from __future__ import annotations

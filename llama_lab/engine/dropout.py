@@ -1,6 +1,7 @@
 """Dropout whose masks depend on nothing but seed, step, layer and place: no state to save, the same in a recomputation.
 
-K adapters, W words of a key, N tokens, D inputs.
+Said here in plain operations; on a GPU lora_kernels.py computes the same where an input is read. K adapters, W words of
+a key, N tokens, D inputs.
 """
 
 from __future__ import annotations

@@ -110,28 +110,48 @@ def _summary(source: Source, loading: Loading, base: str) -> str:
 
 
 def _how_to_load(source: Source, loading: Loading, base: str) -> str:
-    kwargs = extra = quantised = ""
-    quant = source.config.quant
+    extra = quantised = ""
+    quant, dtype = source.config.quant, _dtype(source) if loading.is_adapter else ""
+    kwargs = f", dtype={dtype}" if dtype else ""
     if loading.is_adapter and quant.is_4bit:
         extra = ", BitsAndBytesConfig"
         double = ", bnb_4bit_use_double_quant=True" * quant.double_quant
-        quantised = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{quant.type}"{double})'
-        kwargs = ", quantization_config=quantised"
+        computes = f", bnb_4bit_compute_dtype={dtype}" if dtype else ""
+        quantised = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{quant.type}"{double}{computes})'
+        kwargs = f", quantization_config=quantised{kwargs}"
     where = base if loading.is_adapter else loading.repository
     lines = [f'model = AutoModelForCausalLM.from_pretrained("{where}"{kwargs})']
-    if kwargs:
+    if quantised:
         lines = [f"quantised = {quantised}", *lines]
     if loading.is_adapter:
         lines = [*lines, f'model = PeftModel.from_pretrained(model, "{loading.repository}")']
     imports = [f"from transformers import AutoModelForCausalLM, AutoTokenizer{extra}"]
     imports = ["from peft import PeftModel", *imports] if loading.is_adapter else imports
+    imports = ["import torch", *imports] if dtype else imports
     asked = [
         f'tokenizer = AutoTokenizer.from_pretrained("{loading.repository}")',
         'chat = [{"role": "user", "content": "How do I use the OpenAI API?"}]',
         'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0], skip_special_tokens=True))",
     ]
-    return "\n".join(["## Use\n", "```python", *imports, "", *lines, *asked, "```", ""])
+    return "\n".join(["## Use\n", *_own_base(source, loading), "```python", *imports, "", *lines, *asked, "```", ""])
+
+
+def _dtype(source: Source) -> str:
+    """In what the run computed; empty where nothing says it."""
+    said = source.lock.get("model", {}).get("compute_dtype")
+    return f"torch.{said}" if said else ""
+
+
+def _own_base(source: Source, loading: Loading) -> list[str]:
+    """What is to be known of a base that comes with llama_lab."""
+    model = source.config.model
+    if not loading.is_adapter or model.source is ModelSource.hub:
+        return []
+    if model.source is ModelSource.random:
+        return ["The base is the random model that llama_lab makes for its tests (`model=tiny`); no hub has it.\n"]
+    file = f"{model.file} of the pip package {model.package}"
+    return [f"The base was {file}, whose weights are rounded; those of the hub give other numbers.\n"]
 
 
 def _results(source: Source) -> str:

@@ -106,6 +106,14 @@ def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_log
         assert not torch.allclose(model(**ids).logits, plain)
 
 
+def test_no_file_of_the_adapter_but_pefts_settings_names_this_machine(tiny_run, lab):
+    assert not (tiny_run / "adapter" / "README.md").exists()
+    named = [
+        f.name for f in (tiny_run / "adapter").iterdir() if lab.environment["HOME"] in f.read_text(errors="replace")
+    ]
+    assert set(named) <= {"adapter_config.json"}
+
+
 def test_adapter_keeps_template_pad_and_stop_token(tiny_run):
     from transformers import AutoTokenizer, GenerationConfig
 

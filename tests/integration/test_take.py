@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,6 +171,20 @@ def test_push_shows_what_would_go_and_nothing_of_this_machine(run, merged, capsy
     told = capsys.readouterr().out
     assert "model-00001-of-00002.safetensors" in told
     assert 'AutoModelForCausalLM.from_pretrained("me/my-model")' in told
+
+
+def test_the_code_of_the_card_gives_the_answer_of_the_run(run, lab, capsys):
+    run_verb(["push", str(run), "--repo", "me/my-adapter"])
+    told = capsys.readouterr().out
+    assert "no hub has it" in told
+    base = read_json(run / "run.json")["model"]["path"].replace("~", lab.environment["HOME"], 1)
+    code = told.split("```python")[1].split("```")[0]
+    code = code.replace('"tiny"', repr(base)).replace('"me/my-adapter"', repr(str(run / "adapter")))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=lab.environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    run_verb(["generate", str(run), "How do I use the OpenAI API?", "--max-new-tokens", "64"])
+    assert capsys.readouterr().out.strip() in done.stdout
 
 
 def test_push_keeps_secrets_here(run, tmp_path, monkeypatch):

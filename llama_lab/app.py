@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Any, cast
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab import __version__
 from llama_lab.choices import Resume, TrackingMode
-from llama_lab.compose import check_grid, parse
+from llama_lab.compose import check_grid, parse, searchpath_words, typed_words
 from llama_lab.config import RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.error_report import hydra_raises, log_failure, report_error
@@ -54,7 +55,7 @@ class CheckFirst(Callback):
         """Check the settings and the folder."""
         with _ends_the_process():
             # as typed: what refers to a setting is not followed here
-            words = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            words = typed_words(config, "task")
             task = _without_hydra(config)
             check_words_of(task.get("stages") or {}, words)
             settings = parse(task)
@@ -85,9 +86,9 @@ class CheckFirst(Callback):
                 check_rows(config.hydra.launcher.rows)
                 check_no_stages(config.get("stages"))
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                words = [w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")]
+                words = searchpath_words(config)
                 words += [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-                check_grid([*words, *config.hydra.overrides.task], config_name or "config")
+                check_grid([*words, *typed_words(config, "task")], config_name or "config")
             if on_ray and config.hydra.sweeper._target_ != STUDY_SWEEPER:
                 from llama_lab.sweep.rays import start_ray
 
@@ -183,7 +184,8 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Seq
 
     from llama_lab.runner import run
 
-    return float(run(config, folder, overrides, Console(), listeners)["objective"] or "nan")
+    objective = run(config, folder, overrides, Console(), listeners)["objective"]
+    return math.nan if objective is None else float(objective)
 
 
 def show_help() -> None:

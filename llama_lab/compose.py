@@ -41,6 +41,21 @@ def parse(cfg: DictConfig) -> RunConfig:
     return config
 
 
+def typed_words(config: DictConfig, kind: str) -> list[str]:
+    """The words of the command line as they were typed: an interpolation in one is resolved where it stands.
+
+    Args:
+        config: the whole tree.
+        kind: `task`, or `hydra` for those that are Hydra's own.
+    """
+    return cast(list[str], OmegaConf.to_container(config.hydra.overrides[kind], resolve=False))
+
+
+def searchpath_words(config: DictConfig) -> list[str]:
+    """The words that tell Hydra where the user's groups lie."""
+    return [word for word in typed_words(config, "hydra") if word.startswith("hydra.searchpath")]
+
+
 def compose_words(words: list[str]) -> RunConfig:
     """Compose and check the run that `python -m llama_lab WORDS` would start; nothing is loaded or written.
 

@@ -31,6 +31,7 @@ OF_THE_USER = (
     errno.EROFS,
     errno.ENOENT,
     errno.ENOTDIR,
+    errno.EISDIR,
     errno.EIO,
 )
 """What the system refuses that a person can mend."""

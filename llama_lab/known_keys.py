@@ -58,6 +58,10 @@ ALIASES = {
 """Words of other tools, and what they are called here."""
 
 
+OPEN_KEYS = tuple(f"{PREFIX}{name}" for name in ("params", "multiples", "only_if", "constraints"))
+"""Settings of a study that hold names of the user's, which Hydra takes behind a + alone."""
+
+
 def known_keys(node: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every group and setting of the schema by its dotted name, such as `lora` and `lora.r`."""
     for name, hint in get_type_hints(node).items():
@@ -88,6 +92,10 @@ def unknown_key(key: str) -> ConfigError:
     if key == "stages" or key.startswith("stages."):
         return _no_stage(key)
     found = nearest_key(key)
+    if found == key == "hydra.launcher.rows":
+        return ConfigError(f"{key} belongs to stacks. Type hydra/launcher=stacked as well.")
+    if found in OPEN_KEYS and found == key:
+        return ConfigError(f"{key}: what it is to hold is not there yet. Type +{key}=... and hydra/sweeper=optuna.")
     if found == key and key.startswith(PREFIX):
         return ConfigError(f"{key} belongs to a study. Type hydra/sweeper=optuna as well, or search=lora_quant.")
     hint = f" Did you mean {found}?" if found else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ def _objective(folder: Path, code: int, teller: _Teller) -> float:
         loss = result.get("eval_loss")  # null where it is not finite, and of prompts alone
         numbers = f"held-out loss {'-' if loss is None else f'{loss:.4g}'}, {result['tokens_per_s']:.0f} tokens/s"
         teller.note(f"{teller.label}  done: {numbers}")
-        return float(result.get("objective") or "nan")
+        objective = result.get("objective")
+        return math.nan if objective is None else float(objective)
     reason = result.get("error") or f"its process ended with exit code {code}"
     if not STOP.is_set():
         teller.note(f"{teller.label}  {result.get('status') or 'failed'}: {str(reason).splitlines()[0]}")

@@ -12,12 +12,13 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from llama_lab.checks import form_of_file
-from llama_lab.choices import DataFormat
-from llama_lab.compose import check_runs
+from llama_lab.choices import DataFormat, TrainerName
+from llama_lab.compose import check_runs, searchpath_words
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.lock import UNLOCKED
 from llama_lab.own_settings import SAMPLING
+from llama_lab.preference_checks import MEASURED_BY, NOT_MEASURED_BY
 from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.settings import Direction, SweepSettings, check_pruner, sweep_settings
 from llama_lab.sweep.space import Space, parse_space
@@ -73,6 +74,12 @@ def design_of(config: DictConfig, arguments: Sequence[str], config_loader: Confi
     if settings.confirm and len(objectives) > 1:
         raise ConfigError("hydra.sweeper.confirm needs one objective. Type hydra.sweeper.confirm=0.")
     folder = Path(str(config.hydra.sweep.dir))
+    subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index, call-overload]
+    if "job." not in str(subdir):
+        raise ConfigError(
+            f"hydra.sweep.subdir={subdir} is one folder for all trials. Leave it out, or put their number into it: "
+            "'hydra.sweep.subdir=${hydra.job.num}'"
+        )
     return Design(
         settings=settings,
         space=space,
@@ -84,7 +91,7 @@ def design_of(config: DictConfig, arguments: Sequence[str], config_loader: Confi
         identity=_identity(config, space, objectives, settings),
         config_name=str(config.hydra.job.config_name or "config"),
         own_folders=[s.path for s in config.hydra.runtime.config_sources if _is_own(s)],
-        searchpath=[w for w in config.hydra.overrides.hydra if w.startswith("hydra.searchpath")],
+        searchpath=searchpath_words(config),
     )
 
 
@@ -101,12 +108,18 @@ def check_design(design: Design) -> list[RunConfig]:
             "A study searches one run, and this experiment has several stages. Search one of them, such as -m "
             "search=lora_quant trainer=dpo dataset=sample_preference model.adapter=outputs/DATE/TIME."
         )
-    for name in design.objectives:
+    for name in dict.fromkeys((*design.objectives, *design.settings.constraints)):
+        what = "an objective" if name in design.objectives else "a constraint"
         if name in ("exact_match", "composes") and any(name not in c.dataset.metrics for c in configs):
-            raise ConfigError(f"{name} is an objective and not measured. Type dataset.metrics=[{name}] as well.")
+            raise ConfigError(f"{name} is {what} and not measured. Type dataset.metrics=[{name}] as well.")
+        measuring = MEASURED_BY.get(name, tuple(t for t in TrainerName if name not in NOT_MEASURED_BY.get(t, ())))
+        if other := next((c.trainer.name for c in configs if c.trainer.name not in measuring), None):
+            raise ConfigError(
+                f"{name} is {what}, and trainer={other} does not measure it. Type trainer={'|'.join(measuring)}."
+            )
         if name == "eval_loss" and any(c.trainer.name in SAMPLING and _are_prompts_alone(c) for c in configs):
             raise ConfigError(
-                "eval_loss is an objective, and rows that are prompts alone have none. Type objective=reward "
+                f"eval_loss is {what}, and rows that are prompts alone have none. Type objective=reward "
                 "hydra/sweeper/pruner=none"
             )
     return configs

@@ -68,7 +68,11 @@ class Dimension:
         """Whether the value can be drawn."""
         if self.choices:
             return value in self.choices
-        return not isinstance(value, bool | str) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        is_on_step = math.isclose(steps, round(steps), abs_tol=1e-9)
+        return is_on_step and (not self.is_int or float(value).is_integer())
 
     def describe(self) -> str:
         """One line that changes when the dimension does."""

@@ -15,7 +15,7 @@ from llama_lab.sweep.files import BEST, TRIALS, StudyFiles, best_command, winnin
 from llama_lab.sweep.methods import PrunerName
 from llama_lab.sweep.rows import Row, ranked, row_of
 from llama_lab.sweep.show import Board, show_end, study_console
-from llama_lab.sweep.storage import open_storage
+from llama_lab.sweep.storage import in_use, open_storage
 from llama_lab.sweep.study import SweepStudy, open_study
 from llama_lab.sweep.study_run import RUN_ID, log_study
 from llama_lab.sweep.words import trial_words
@@ -25,8 +25,13 @@ def drive(design: Design, launch: Launch) -> float:
     """Run the study; the best value of its first objective.
 
     Raises:
-        RunError: the study is another one's, hopeless, or none of its trials ended well.
+        RunError: the study is another one's, hopeless, none of its trials ended well, or its storage cannot be used.
     """
+    with in_use(design.storage):
+        return _drive(design, launch)
+
+
+def _drive(design: Design, launch: Launch) -> float:
     study = _open(design)
     OmegaConf.save(launch.tree, design.folder / "multirun.yaml")
     board = Board(console=study_console(), design=design, n_trials=study.n_trials)

@@ -97,8 +97,9 @@ def tell(trial: Trial, outcome: Outcome) -> None:
     for name, excess in outcome.constraints.items():
         if name not in known:
             trial.set_constraint(name, excess)
-    if state is TrialState.COMPLETE and len(outcome.values) == 1 and outcome.numbers.get("num_steps"):
-        _report(trial, int(outcome.numbers["num_steps"]), outcome.numbers["eval_loss"])
+    num_steps, loss = outcome.numbers.get("num_steps"), outcome.numbers.get("eval_loss")
+    if state is TrialState.COMPLETE and len(outcome.values) == 1 and num_steps and loss is not None:
+        _report(trial, int(num_steps), loss)
     trial.study.tell(trial, list(outcome.values) or None, state)
 
 

@@ -7,6 +7,8 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +87,51 @@ def open_storage(address: str) -> BaseStorage:
         raise
 
 
+@contextmanager
+def in_use(address: str) -> Iterator[None]:
+    """Tell in one message what a storage says that could be opened, and cannot be read or written any more.
+
+    Raises:
+        RunError: so it is.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except StorageInternalError as error:
+        reason = shown_address(str(error.__cause__ or error).partition("\n")[0])
+        raise RunError(
+            f"hydra.sweeper.storage={shown_address(address)} cannot be read or written any more: {reason}. Mend that, "
+            "and type the same command: it goes on with the study."
+        ) from error
+
+
+def check_journal(path: Path) -> None:
+    """Refuse a file that is no journal, before anything is written into it. What follows its last newline is half a
+    record, which is cut off.
+
+    Raises:
+        RunError: names the line.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "op_code" not in record:
+            raise RunError(
+                f"{path} is no journal of a study, or damaged: line {number} is no record. Name another file, or take "
+                "that line out."
+            )
+
+
 def _open(address: str) -> BaseStorage:
     from optuna import storages
 
     if "://" not in address:
         Path(address).parent.mkdir(parents=True, exist_ok=True)
+        check_journal(Path(address))
         return storages.JournalStorage(_mending_journal(address))
     kind, _, rest = address.partition("://")
     if kind == "grpc":

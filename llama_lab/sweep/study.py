@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_lab.errors import RunError
@@ -93,10 +94,11 @@ class SweepStudy:
         """Refuse to go on with a study of other settings; the first start sets them.
 
         Raises:
-            RunError: names what differs.
+            RunError: names what differs; or the study, or a run in the folder, is not of our making.
         """
         before = self.study.user_attrs.get(IDENTITY)
         if before is None:
+            self._check_new(Path(folder))
             self.study.set_user_attr(IDENTITY, dict(identity))
             return
         differing = [
@@ -107,8 +109,25 @@ class SweepStudy:
         if differing:
             raise RunError(
                 f"{folder} holds the study {self.name} of other settings ({'; '.join(differing[:5])}). Type "
-                "hydra.sweeper.study_name=NAME for a study of its own, or the settings of then to go on with this one."
+                "hydra.sweeper.study_name=NAME for a study of its own (and hydra.sweep.dir=FOLDER, where you type it), "
+                "or the settings of then to go on with this one."
             )
+
+    def _check_new(self, folder: Path) -> None:
+        """Refuse trials and runs of others; another process of this start may have been first in the meantime."""
+        is_new = not self.study.get_trials(deepcopy=False)
+        there = next(iter(sorted(folder.glob("*/run.json"))), None)
+        if (is_new and there is None) or IDENTITY in self.study.user_attrs:
+            return
+        if not is_new:
+            raise RunError(
+                f"The storage of {folder} has trials under the name {self.name} that llama_lab did not make. Type "
+                "hydra.sweeper.study_name=NAME for a study of its own."
+            )
+        raise RunError(
+            f"{folder} holds runs that are not of this study: {there.parent if there else ''}. Type "
+            "hydra.sweeper.study_name=NAME or hydra.sweep.dir=FOLDER for a folder of its own."
+        )
 
     def _abandoned(self) -> tuple[FrozenTrial, bool] | None:
         from optuna.trial import TrialState

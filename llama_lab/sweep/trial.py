@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from llama_lab.errors import LlamaLabError
+from llama_lab.config import RunConfig
+from llama_lab.errors import LlamaLabError, RunError
+from llama_lab.lock import check_unchanged
 from llama_lab.rundir import RunDir
 from llama_lab.sweep import child
 from llama_lab.sweep.judge import Judge, tell
@@ -117,9 +119,6 @@ class TrialTask:
         """What became of the trial; None where the study was interrupted."""
         from llama_lab.compose import parse
 
-        ended = outcome_of(recorded(folder), self.objectives, self.settings.constraints)
-        if ended.state is not State.failed:  # its process had ended, and was not heard
-            return ended
         try:
             order = child.Order(
                 config=parse(cfg),
@@ -131,6 +130,13 @@ class TrialTask:
             )
         except LlamaLabError as error:
             return _impossible(folder, str(error))
+        try:
+            _check_own(RunDir(folder), order.config)
+        except LlamaLabError as error:
+            return Outcome(state=State.failed, error=str(error))
+        ended = outcome_of(recorded(folder), self.objectives, self.settings.constraints)
+        if ended.state is not State.failed:  # its process had ended, and was not heard
+            return ended
         while True:
             (folder / "result.json").unlink(missing_ok=True)  # of a start that failed
             exit_code = self._run(order, trial)
@@ -161,6 +167,21 @@ def _opened(address: str) -> BaseStorage:
     from llama_lab.sweep.storage import open_storage
 
     return open_storage(address)
+
+
+def _check_own(run_dir: RunDir, config: RunConfig) -> None:
+    """Refuse to take the result of another run, or to write over it.
+
+    Raises:
+        RunError: the folder holds a run of other settings.
+    """
+    if not run_dir.lock.exists():
+        return
+    try:
+        check_unchanged(run_dir.read_lock(), config)
+    except RunError as error:
+        said = f"{run_dir.path} holds another run. Type hydra.sweep.dir=FOLDER with a new one."
+        raise RunError(f"{said} {error}") from None
 
 
 def _impossible(folder: Path, error: str) -> Outcome:

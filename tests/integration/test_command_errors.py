@@ -32,6 +32,20 @@ CASES = [
     ("-m search=lora_lr 'lora.dropout=interval(0,nan)'", ["interval(0,nan)", "finite"]),
     ("-m search=lora_lr +search.constraints.foo=1", ["hydra.sweeper.constraints", "foo", "peak_memory_gib"]),
     ("-m search=lora_lr +search.constraints.peak_memory_gib=nan", ["constraints.peak_memory_gib=nan", "finite"]),
+    ("-m search=lora_lr hydra.sweep.subdir=x", ["hydra.sweep.subdir=x", "'hydra.sweep.subdir=${hydra.job.num}'"]),
+    ("-m lora.r=4,8 hydra.launcher.rows=3", ["hydra.launcher.rows belongs to stacks", "hydra/launcher=stacked"]),
+    (
+        "-m hydra/sweeper=optuna 'lora.r=choice(4,8)' 'hydra.sweeper.multiples={lora.alpha: lora.r}'",
+        ["hydra.sweeper.multiples", "Type +hydra.sweeper.multiples="],
+    ),
+    (
+        "-m hydra/sweeper=optuna 'lora.r=choice(4,8)' hydra.sweeper.objectives=[reward_margin]",
+        ["reward_margin is an objective", "trainer=sft does not measure it", "dpo"],
+    ),
+    (
+        "-m hydra/sweeper=optuna 'lora.r=choice(4,8)' +hydra.sweeper.constraints.composes=1 dataset.metrics=[]",
+        ["composes is a constraint", "dataset.metrics=[composes]"],
+    ),
     ("hydra/sweeper/sampler=tpe", ["hydra/sweeper/sampler", "search=lora_quant"]),
     ("'dataset.path=my data/lr=1/x.jsonl'", ["two kinds of quotes", "'dataset.path=\"my data/lr=1/x.jsonl\"'"]),
     ("serve x --with foo", ["invalid choice: 'foo'", "llama-cpp"]),

@@ -54,6 +54,21 @@ def kill_twice(folder: Path, killed: list[int], study: subprocess.Popen) -> None
         time.sleep(0.01)
 
 
+@pytest.mark.slow
+def test_the_result_of_another_run_in_a_trials_folder_is_not_taken(lab, tmp_path):
+    deep = "hydra.sweep.subdir=${hydra.job.num}/x"
+    first = lab(*STUDY, *LEAN, deep, "hydra.sweeper.n_trials=1", "lora.r=choice(4)", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    study = tmp_path / "outputs" / "study"
+    before = (study / "0" / "x" / "result.json").read_bytes()
+    (study / "study.journal").unlink()
+    done = lab(*STUDY, *LEAN, deep, "hydra.sweeper.n_trials=1", "lora.r=choice(8)", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "0/x holds another run. Type hydra.sweep.dir=FOLDER" in done.stderr
+    assert "lora.r: 4 then, 8 now" in done.stderr
+    assert (study / "0" / "x" / "result.json").read_bytes() == before
+
+
 def test_hopeless_study_stops_with_the_first_error(lab, tmp_path):
     words = [*LEAN, "hydra.sweeper.n_trials=20", "trainer.learning_rate=choice(1e37,1e38)"]
     done = lab(*STUDY, *words, "hydra.sweeper.max_failure_rate=0", cwd=tmp_path)

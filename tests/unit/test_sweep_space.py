@@ -143,8 +143,20 @@ def test_baselines_name_searched_settings_and_their_values():
         ({"lora.rr": 8}, "Did you mean lora.r?"),
         ({"lora.r": 9}, "8, 16"),
         ({"trainer.learning_rate": 1}, "outside"),
+        ({"trainer.learning_rate": None}, "outside"),
+        ({"trainer.learning_rate": [1e-4]}, "outside"),
     ]:
         with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+            space.check_baseline(wrong)
+
+
+def test_a_baseline_of_whole_numbers_is_one_that_can_be_drawn():
+    space = parse_space(
+        {"lora.r": "range(4,17,4)", "lora.alpha": "interval(1,9)", "trainer.max_steps": "interval(5,9)"}, []
+    )
+    assert space.check_baseline({"lora.r": 12, "lora.alpha": 2.5, "trainer.max_steps": 7})
+    for wrong in ({"lora.r": 6}, {"lora.r": 12.5}, {"trainer.max_steps": 5.5}, {"trainer.max_steps": True}):
+        with pytest.raises(ConfigError, match="outside"):
             space.check_baseline(wrong)
 
 

@@ -1,6 +1,7 @@
 """The study in its storage: numbers, claims, take-over, and a journal whose writer died."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from llama_lab.sweep.methods import PrunerSettings, SamplerSettings
 from llama_lab.sweep.owner import BEAT, OWNER, PARENT, is_abandoned, is_alive, me
 from llama_lab.sweep.settings import Direction, SweepSettings
 from llama_lab.sweep.space import parse_space
-from llama_lab.sweep.storage import cut_half_record, open_storage, storage_address
+from llama_lab.sweep.storage import cut_half_record, in_use, open_storage, storage_address
 from llama_lab.sweep.study import open_study
 
 SPACE = parse_space({"x": "interval(0.0,1.0)", "c": "choice(a,b)"}, [])
@@ -123,6 +124,25 @@ def test_resumed_study_draws_what_it_would_have_drawn(address, tmp_path):
     assert len({claim["x"] for claim in (t.params for t in killed.trials())}) == 14
 
 
+def test_what_others_have_made_is_no_study_of_ours(address, tmp_path):
+    study = opened(address)
+    study.study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(RunError, match=r"trials under the name s that llama_lab did not make.*study_name=NAME"):
+        opened(address).check_same({"model.name": "a"}, str(tmp_path / "empty"))
+    assert not study.study.user_attrs.get("llama_lab:identity")
+
+
+def test_a_folder_with_runs_of_others_is_none_for_a_new_study(address, tmp_path):
+    (tmp_path / "runs" / "0").mkdir(parents=True)
+    (tmp_path / "runs" / "0" / "run.json").write_text("{}")
+    with pytest.raises(
+        RunError, match=r"holds runs that are not of this study: .*runs/0\. Type .*hydra\.sweep\.dir=FOLDER"
+    ):
+        opened(address).check_same({"model.name": "a"}, str(tmp_path / "runs"))
+    opened(address).check_same({"model.name": "a"}, str(tmp_path / "none"))
+    opened(address).check_same({"model.name": "a"}, str(tmp_path / "runs"))  # its own by then
+
+
 def test_other_settings_are_another_study(address):
     opened(address).check_same({"model.name": "a", "search of x": "interval(0,1)"}, "folder")
     opened(address).check_same({"model.name": "a", "search of x": "interval(0,1)"}, "folder")
@@ -197,11 +217,38 @@ def test_addresses_hold_in_every_folder(tmp_path, monkeypatch):
 
 
 def test_storages_that_cannot_be_opened(tmp_path):
-    (tmp_path / "no.journal").write_text("this is no journal\nat all\n")
-    with pytest.raises(RunError, match="no journal of a study"):
-        open_storage(str(tmp_path / "no.journal"))
+    for name, content in [
+        ("no.journal", "at all\n"),
+        ("a.log", "hello world\n"),
+        ("b.log", '{"a": 1}\n'),
+        ("c.log", "[1]\n"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(RunError, match=rf"{name} is no journal of a study, or damaged: line 1 .*Name another file"):
+            open_storage(str(tmp_path / name))
+        assert (tmp_path / name).read_text() == content
     with pytest.raises((RunError, ConfigError), match="oracle"):
         open_storage("oracle://host/db")
     if os.geteuid() != 0:
         with pytest.raises(RunError, match="cannot be opened"):
             open_storage("/proc/x/study.journal")
+
+
+def test_a_journal_that_is_damaged_later_is_told_by_its_line(tmp_path):
+    address = storage_address(None, tmp_path)
+    study = opened(address)
+    finish(study, study.claim(), 1.0)
+    lines = (tmp_path / "study.journal").read_bytes().splitlines(keepends=True)
+    (tmp_path / "study.journal").write_bytes(b"".join(lines[:-1]) + lines[-1][:20] + b"\n")
+    with pytest.raises(RunError, match=f"line {len(lines)} is no record"):
+        open_storage(address)
+
+
+def test_a_database_that_cannot_be_written_any_more_is_told_in_one_message(tmp_path):
+    address = storage_address(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    study = opened(address)
+    with sqlite3.connect(tmp_path / "study.db") as db:
+        db.execute("drop table trials")
+    told = r"study.db cannot be read or written any more: .*trials.*same command"
+    with pytest.raises(RunError, match=told), in_use(address):
+        study.claim()

@@ -115,11 +115,12 @@ class SweepStudy:
 
     def _check_new(self, folder: Path) -> None:
         """Refuse trials and runs of others; another process of this start may have been first in the meantime."""
-        is_new = not self.study.get_trials(deepcopy=False)
-        there = next(iter(sorted(folder.glob("*/run.json"))), None)
-        if (is_new and there is None) or IDENTITY in self.study.user_attrs:
+        trials = self.study.get_trials(deepcopy=False)
+        is_others = any(trial.state.is_finished() and PARENT not in trial.system_attrs for trial in trials)
+        there = None if trials else next(iter(sorted(folder.glob("*/run.json"))), None)
+        if (not is_others and there is None) or IDENTITY in self.study.user_attrs:
             return
-        if not is_new:
+        if is_others:
             raise RunError(
                 f"The storage of {folder} has trials under the name {self.name} that llama_lab did not make. Type "
                 "hydra.sweeper.study_name=NAME for a study of its own."

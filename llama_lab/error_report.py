@@ -41,9 +41,11 @@ DISK_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, comes from a full disk."""
-    while error is not None:
+    seen: list[BaseException] = []  # a chain may end in itself
+    while error is not None and error not in seen:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or DISK_FULL.search(str(error)):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False
 

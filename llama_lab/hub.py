@@ -71,8 +71,6 @@ def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:
     kind = ModelError if key == "model.name" else DataError
     chain = _chain(error)
     text = " ".join(str(e) for e in chain)
-    if isinstance(error, LlamaLabError):
-        return error
     if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text:
         return kind(
             f"{key}={name} is gated on the hub. Accept its licence on the page of {name} while logged in, then set "

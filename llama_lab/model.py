@@ -11,7 +11,7 @@ from llama_lab.choices import ModelSource, QuantType
 from llama_lab.config import ModelSettings, QuantSettings
 from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
-from llama_lab.errors import ConfigError, ModelError
+from llama_lab.errors import ConfigError, LlamaLabError, ModelError
 from llama_lab.hub import explain_hub
 from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
@@ -39,6 +39,8 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
+    except LlamaLabError:
+        raise
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
     if tokenizer.eos_token_id is None:
@@ -85,7 +87,7 @@ def load_base(
             device_map={"": device()},
             **({"num_labels": 1} if scores else {}),
         )
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, LlamaLabError):
         raise
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
@@ -118,6 +120,8 @@ def base_shape(model: ModelSettings) -> ModelShape:
         config = AutoConfig.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
+    except LlamaLabError:
+        raise
     except Exception as error:
         raise explain_hub(error, model.name, "model.name") from error
     return shape_from_config(config)

@@ -112,13 +112,15 @@ class RunDir:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl; a line that a kill cut off is left out."""
+        """The whole lines of metrics.jsonl; one that a kill cut off, or that is none of ours, is left out."""
         rows = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int | float):
+                rows.append(row)
         return rows
 
     def rewind_metrics(self, step: int) -> None:

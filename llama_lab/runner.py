@@ -120,6 +120,7 @@ def _load(
         adapted = backend.adapted(config, tokenizer)
     if adapted.note:
         display.note(f"{adapted.note}.")
+    _check_same_rows(run_dir, lock, splits)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     num_params = count_params(adapted.model, adapted.adapter_name)
     settings = fit_settings(config, run_dir, Engine.standard, Memory.balanced)
@@ -257,6 +258,20 @@ def _facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
         },
         "hardware": hardware(),
     }
+
+
+def _check_same_rows(run_dir: RunDir, lock: dict[str, Any], splits: Splits) -> None:
+    """Refuse to go on from a checkpoint with other rows than it was trained on.
+
+    Raises:
+        RunError: their fingerprint is another one.
+    """
+    before = lock.get("dataset", {}).get("fingerprint")
+    if last_checkpoint(run_dir.checkpoints) and before not in (None, splits.fingerprint):
+        raise RunError(
+            f"The rows are not those that {run_dir.path} began with: their fingerprint was {before} and is "
+            f"{splits.fingerprint} now. Bring the data back as it was, or start a new run."
+        )
 
 
 def _is_done(run_dir: RunDir) -> bool:

@@ -61,6 +61,7 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
     Raises:
         ModelError: the base or the adapter cannot be loaded.
     """
+    check_text(request, "The request")
     talker = open_talker(source, changed, seed, base)
     turns = [*_first_turns(source.config, None), {"role": "user", "content": request}]
     _answer_both(talker, turns, turns, base)
@@ -98,6 +99,7 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
             print(f"{word} is no command. There are /reset, /system TEXT and /exit.", file=sys.stderr)
         elif line.strip():
             try:
+                check_text(line, "The request")
                 asked = _user(line.strip())
                 answer, other = _answer_both(talker, [*turns, asked], [*beside, asked], base)
             except DataError as error:  # too long, or the template takes no such turn: the conversation goes on
@@ -132,7 +134,8 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
         DataError: names the first line that is none of these.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # not splitlines(): JSON's texts may hold what that takes for an end of a line
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--file {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     rows = [_prompt_in(line, f"--file {file}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
@@ -144,23 +147,41 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
 def _prompt_in(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f'{where} is no JSON: {error}. Each line holds {{"prompt": "a request"}}.') from None
     if isinstance(row, str):
         row = {"prompt": row}
-    if isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
-        return row
-    turns = row.get("messages") if isinstance(row, dict) else None
-    is_chat = (
-        isinstance(turns, list)
-        and turns
-        and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
-    )
-    if is_chat and turns[-1]["role"] == "user":  # type: ignore[index]
-        return row
-    raise DataError(
-        f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.'
-    )
+    texts = _texts_of(row) if isinstance(row, dict) else []
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.'
+        )
+    for text in texts:
+        check_text(text, where)
+    return row  # type: ignore[no-any-return]
+
+
+def _texts_of(row: dict[str, Any]) -> list[str]:
+    """The prompt, or what the turns of a chat that ends with a user's say; empty where the row has neither."""
+    turns = row.get("messages", [_user(row.get("prompt"))])
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+        return []
+    said = [(turn.get("role"), turn.get("content")) for turn in turns]
+    if said[-1][0] != "user" or not all(isinstance(role, str) and isinstance(text, str) for role, text in said):
+        return []
+    return [text for _, text in said]
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        DataError: the text has bytes that are no UTF-8, or half a character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: character {error.start + 1} is no whole Unicode character. Take it out.") from None
 
 
 def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) -> tuple[str, str]:
@@ -172,7 +193,7 @@ def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) 
     return talker.stream(turns), other
 
 
-def _user(text: str) -> dict[str, str]:
+def _user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
@@ -183,8 +204,8 @@ def _first_turns(config: RunConfig, system: str | None) -> Messages:
 
 def _read_line() -> str | None:
     try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
+        return input("> " if sys.stdin is not None and sys.stdin.isatty() else "")
+    except (EOFError, RuntimeError):  # the latter where there is no input at all
         return None
 
 

@@ -18,12 +18,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings
-from llama_lab.errors import ModelError
+from llama_lab.errors import LlamaLabError, ModelError
 from llama_lab.hub import explain_hub
 from llama_lab.model import base_path
 
@@ -51,8 +51,11 @@ class BaseFiles:
         self.num_layers = int(self.config["num_hidden_layers"])
         self.files: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as content:
-                self.files |= dict.fromkeys(content.keys(), file)
+            try:
+                with safe_open(file, framework="pt") as content:
+                    self.files |= dict.fromkeys(content.keys(), file)
+            except SafetensorError as error:
+                raise ModelError(f"{file} is damaged: {error}. Bring the base back as it was.") from error
         if EMBEDDING not in self.files or not any(LAYER.match(name) for name in self.files):
             raise ModelError(f"{folder} holds no model whose layers are named model.layers.N, as a Llama's are.")
         if "quantization_config" in self.config:
@@ -95,6 +98,8 @@ def base_files(model: ModelSettings) -> BaseFiles:
         try:
             wanted = ["*.safetensors", "*.json", "tokenizer.model"]
             path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
+        except LlamaLabError:
+            raise
         except Exception as error:
             raise explain_hub(error, model.name, "model.name") from error
     return BaseFiles(path)

@@ -1,5 +1,6 @@
 """A killed run goes on as if nothing had happened: the adapter is equal to the bit."""
 
+import json
 import os
 import random
 import shutil
@@ -85,6 +86,25 @@ def test_resumed_run_keeps_its_settings(lab, undisturbed):
     done = lab(f"resume={undisturbed}", "lora.r=8", cwd=undisturbed.parent)
     assert done.returncode == 2
     assert "lora.r: 16 then, 8 now" in done.stderr
+
+
+def test_resumed_run_keeps_its_rows_and_takes_odd_lines_of_its_metrics_for_none(lab, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    lock = read_json(folder / "run.json")
+    lock["dataset"]["fingerprint"] = "0123456789abcdef"  # as if the data had been others then
+    (folder / "run.json").write_text(json.dumps(lock))
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"The rows are not those that {folder} began with: their fingerprint was 0123456789abcdef" in done.stderr
+    assert read_json(folder / "run.json") == lock
+    shutil.copy(undisturbed / "run.json", folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 1}\n5\n[]\n{"step": null}\n{"step": "x"}\n')
+    done = lab(f"resume={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(undisturbed, folder)
 
 
 DAMAGES = {

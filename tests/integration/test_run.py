@@ -106,6 +106,14 @@ def test_adapter_loads_with_plain_peft_in_a_fresh_process_and_gives_the_same_log
         assert not torch.allclose(model(**ids).logits, plain)
 
 
+def test_a_cache_that_cannot_be_made_is_one_message(lab, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = lab.fresh(*TINY, "hydra.run.dir=run", cwd=tmp_path, LLAMA_LAB_CACHE=str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Set LLAMA_LAB_CACHE to another." in done.stderr
+
+
 def test_no_file_of_the_adapter_but_pefts_settings_names_this_machine(tiny_run, lab):
     assert not (tiny_run / "adapter" / "README.md").exists()
     named = [

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from llama_lab.cli import run_verb
-from llama_lab.errors import LlamaLabError, ModelError, RunError
+from llama_lab.errors import DataError, LlamaLabError, ModelError, RunError
+from llama_lab.take.weights import BaseFiles
+from llama_lab.talk import read_prompts
 
 from .conftest import read_json
 from .wandb_reader import read_offline_run
@@ -157,6 +159,39 @@ def test_generate_takes_a_file_and_shows_the_base_beside(run, tmp_path, capsys):
     file.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
     with pytest.raises(LlamaLabError, match="line 2 has neither a prompt nor messages"):
         run_verb(["generate", str(run), "--file", str(file)])
+
+
+NO_PROMPTS = {
+    '{"prompt": "a \\ud800 b"}': "no whole Unicode character",
+    '{"messages": [{"role": "user", "content": 5}]}': "neither a prompt nor messages",
+    '{"messages": [{"role": "user", "content": null}]}': "neither a prompt nor messages",
+    '{"prompt": "x", "messages": 5}': "neither a prompt nor messages",
+    '{"messages": [{"role": 7, "content": "x"}]}': "neither a prompt nor messages",
+    '{"messages": []}': "neither a prompt nor messages",
+    "[" * 100_000: "is no JSON",
+}
+
+
+@pytest.mark.parametrize("row", NO_PROMPTS, ids=range(len(NO_PROMPTS)))
+def test_rows_that_are_no_prompts_are_named_by_their_line(tmp_path, row):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "good"}}\n{row}\n')
+    with pytest.raises(DataError, match=rf"prompts.jsonl, line 2.* {NO_PROMPTS[row]}"):
+        read_prompts(file)
+
+
+def test_prompts_may_hold_what_python_takes_for_an_end_of_a_line(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('\ufeff{"prompt": "a\u2028b"}\r\n\n"c\u0085d"\n', encoding="utf-8")
+    assert [row["prompt"] for row in read_prompts(file)] == ["a\u2028b", "c\u0085d"]
+
+
+def test_a_base_that_is_cut_off_is_named(run, lab, tmp_path):
+    base = Path(read_json(run / "run.json")["model"]["path"].replace("~", lab.environment["HOME"], 1))
+    own = shutil.copytree(base, tmp_path / "base")
+    (own / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"base/model\.safetensors is damaged: .*Bring the base back"):
+        BaseFiles(own)
 
 
 def test_push_shows_what_would_go_and_nothing_of_this_machine(run, merged, capsys):

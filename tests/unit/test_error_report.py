@@ -59,6 +59,12 @@ def test_a_full_disk_is_known_by_what_each_library_says_of_it(capsys):
     assert not is_disk_full(RuntimeError("CUDA out of memory"))
 
 
+def test_an_error_that_is_its_own_cause_is_looked_at_once():
+    error = ValueError("round")
+    error.__cause__ = error
+    assert not is_disk_full(error)
+
+
 @pytest.mark.parametrize(("asked", "is_shown"), [("1", True), ("0", False), (None, False)])
 def test_a_traceback_is_for_who_asks_whatever_hydra_is_told(capsys, monkeypatch, asked, is_shown):
     if asked:

@@ -38,6 +38,7 @@ class Precision:
 
     @property
     def autocast(self) -> bool:
+        """Whether the forward pass runs under autocast."""
         return self.adapter != FP32
 
 

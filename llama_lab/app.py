@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ from llama_lab.events import Listener
 from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
 from llama_lab.ranks import check_no_sweep
+from llama_lab.results import objective_of
 from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
 from llama_lab.stacked.launcher import TARGET as STACKED_LAUNCHER
 from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
@@ -184,8 +184,7 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Seq
 
     from llama_lab.runner import run
 
-    objective = run(config, folder, overrides, Console(), listeners)["objective"]
-    return math.nan if objective is None else float(objective)
+    return objective_of(run(config, folder, overrides, Console(), listeners))
 
 
 def show_help() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,6 +58,21 @@ def dataset_snapshot(name: str, revision: str | None) -> str | None:
         return snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+
+
+@contextmanager
+def loading(name: str, key: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Tell what goes wrong inside as `explain_hub` does; errors of ours go through as they are.
+
+    Args:
+        passing: others that do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (LlamaLabError, *passing)):
+            raise
+        raise explain_hub(error, name, key) from error
 
 
 def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:

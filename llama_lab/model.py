@@ -11,8 +11,8 @@ from llama_lab.choices import ModelSource, QuantType
 from llama_lab.config import ModelSettings, QuantSettings
 from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
-from llama_lab.errors import ConfigError, LlamaLabError, ModelError
-from llama_lab.hub import explain_hub
+from llama_lab.errors import ConfigError, ModelError
+from llama_lab.hub import loading
 from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
 from llama_lab.reward_model import HEAD
@@ -35,14 +35,10 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with loading(model.name, "model.name"):
         tokenizer = AutoTokenizer.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except LlamaLabError:
-        raise
-    except Exception as error:
-        raise explain_hub(error, model.name, "model.name") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {model.name} has no end-of-sequence token, so a model could never stop. Type another "
@@ -75,7 +71,7 @@ def load_base(
     avoid_cudnn_attention()
     dtype, _ = compute_dtype(quant)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    try:
+    with loading(model.name, "model.name", passing=(torch.cuda.OutOfMemoryError,)):
         base = kind.from_pretrained(
             base_path(model),
             revision=model.revision,
@@ -87,10 +83,6 @@ def load_base(
             device_map={"": device()},
             **({"num_labels": 1} if scores else {}),
         )
-    except (torch.cuda.OutOfMemoryError, LlamaLabError):
-        raise
-    except Exception as error:
-        raise explain_hub(error, model.name, "model.name") from error
     keep_trainable(base)
     if dense:
         dequantise_once(base)
@@ -116,14 +108,10 @@ def base_shape(model: ModelSettings) -> ModelShape:
     """
     from transformers import AutoConfig
 
-    try:
+    with loading(model.name, "model.name"):
         config = AutoConfig.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except LlamaLabError:
-        raise
-    except Exception as error:
-        raise explain_hub(error, model.name, "model.name") from error
     return shape_from_config(config)
 
 

@@ -19,6 +19,11 @@ NOT_MEASURED_BY = dict.fromkeys(FROM_PAIRS, ("perplexity",)) | {
 """The numbers of other trainers that these do not have."""
 
 
+def measuring(name: str) -> tuple[TrainerName, ...]:
+    """The trainers that measure a number of result.json."""
+    return MEASURED_BY.get(name) or tuple(t for t in TrainerName if name not in NOT_MEASURED_BY.get(t, ()))
+
+
 def refers(trainer: TrainerSettings) -> bool:
     """Whether the trainer compares with a reference model, the one that training begins with."""
     return trainer.name in (TrainerName.dpo, TrainerName.kto) or (trainer.name in SAMPLING and bool(trainer.beta))
@@ -31,10 +36,10 @@ def check_preferences(config: RunConfig) -> None:
         ConfigError: names the two settings, and what to type instead.
     """
     t, dataset = config.trainer, config.dataset
-    measuring = MEASURED_BY.get(config.objective, (t.name,))
-    if t.name not in measuring:
+    trainers = MEASURED_BY.get(config.objective, (t.name,))
+    if t.name not in trainers:
         raise ConfigError(
-            f"objective={config.objective} is not measured by trainer={t.name}. Type trainer={'|'.join(measuring)}."
+            f"objective={config.objective} is not measured by trainer={t.name}. Type trainer={'|'.join(trainers)}."
         )
     if t.name is TrainerName.sft:
         return

@@ -1,5 +1,7 @@
 """What a run ends with: the numbers of result.json, a public contract."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,3 +76,9 @@ class Result:
         """The flat object of result.json: the data set's metrics stand beside the rest, with `_before` for the base."""
         flat = {k: v for k, v in vars(self).items() if not isinstance(v, dict)}
         return flat | self.metrics | {f"{k}_before": v for k, v in self.metrics_before.items()}
+
+
+def objective_of(result: Mapping[str, Any]) -> float:
+    """What Hydra is told of a run: its objective by result.json, NaN where that has none."""
+    objective = result.get("objective")
+    return math.nan if objective is None else float(objective)

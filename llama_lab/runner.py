@@ -112,6 +112,7 @@ def _load(
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
     tokenizer, splits = _rows(config, backend, display)
+    _check_same_rows(run_dir, lock, splits)
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     config = replace(config, trainer=trainer)
     ranks.tell((config, run_dir.path))
@@ -120,7 +121,6 @@ def _load(
         adapted = backend.adapted(config, tokenizer)
     if adapted.note:
         display.note(f"{adapted.note}.")
-    _check_same_rows(run_dir, lock, splits)
     run_dir.write_lock(lock | _facts(config, splits) | {"micro_batch_size": trainer.per_device_train_batch_size})
     num_params = count_params(adapted.model, adapted.adapter_name)
     settings = fit_settings(config, run_dir, Engine.standard, Memory.balanced)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llama_lab.data.templates import Messages
+from llama_lab.data.turns import half_character
 
 
 @dataclass(kw_only=True)
@@ -61,7 +62,7 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
     Raises:
         ModelError: the base or the adapter cannot be loaded.
     """
-    check_text(request, "The request")
+    _check_whole(request, "The request")
     talker = open_talker(source, changed, seed, base)
     turns = [*_first_turns(source.config, None), {"role": "user", "content": request}]
     _answer_both(talker, turns, turns, base)
@@ -99,7 +100,7 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
             print(f"{word} is no command. There are /reset, /system TEXT and /exit.", file=sys.stderr)
         elif line.strip():
             try:
-                check_text(line, "The request")
+                _check_whole(line, "The request")
                 asked = _user(line.strip())
                 answer, other = _answer_both(talker, [*turns, asked], [*beside, asked], base)
             except DataError as error:  # too long, or the template takes no such turn: the conversation goes on
@@ -157,13 +158,13 @@ def _prompt_in(line: str, where: str) -> dict[str, Any]:
             f'{where} has neither a prompt nor messages that end with a user\'s turn: {{"prompt": "a request"}}.'
         )
     for text in texts:
-        check_text(text, where)
+        _check_whole(text, where)
     return row  # type: ignore[no-any-return]
 
 
 def _texts_of(row: dict[str, Any]) -> list[str]:
     """The prompt, or what the turns of a chat that ends with a user's say; empty where the row has neither."""
-    turns = row.get("messages", [_user(row.get("prompt"))])
+    turns = row["messages"] if "messages" in row else [{"role": "user", "content": row.get("prompt")}]
     if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
         return []
     said = [(turn.get("role"), turn.get("content")) for turn in turns]
@@ -172,16 +173,14 @@ def _texts_of(row: dict[str, Any]) -> list[str]:
     return [text for _, text in said]
 
 
-def check_text(text: str, where: str) -> None:
+def _check_whole(text: str, where: str) -> None:
     """Refuse what no tokenizer takes.
 
     Raises:
         DataError: the text has bytes that are no UTF-8, or half a character.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: character {error.start + 1} is no whole Unicode character. Take it out.") from None
+    if (place := half_character(text)) is not None:
+        raise DataError(f"{where}: character {place + 1} is no whole Unicode character. Take it out.")
 
 
 def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) -> tuple[str, str]:
@@ -193,7 +192,7 @@ def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) 
     return talker.stream(turns), other
 
 
-def _user(text: Any) -> dict[str, Any]:
+def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 

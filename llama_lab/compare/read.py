@@ -55,6 +55,7 @@ class Run:
 
     @property
     def objective_name(self) -> str:
+        """The number by which the run is ranked where nothing else is said."""
         return str(self.settings.get("objective", "eval_loss"))
 
     @property

@@ -33,10 +33,12 @@ class Stat:
 
     @property
     def n(self) -> int:
+        """Seeds."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
+        """Over the seeds."""
         return statistics.fmean(self.values)
 
     @property
@@ -58,6 +60,7 @@ class Row:
 
     @property
     def first(self) -> Run:
+        """The run whose settings stand for all."""
         return self.runs[0]
 
     @property
@@ -70,6 +73,7 @@ class Row:
 
     @property
     def n(self) -> int:
+        """Seeds."""
         """Seeds."""
         return len({run.settings.get("seed") for run in self.runs})
 

@@ -12,7 +12,7 @@ from llama_lab.data.cache import digest, file_digest
 from llama_lab.data.convert import Located, rows_of
 from llama_lab.data.files import expanded, find_files, package_file
 from llama_lab.dataset_config import EMBEDDED_DATASETS, DatasetSettings
-from llama_lab.hub import dataset_snapshot, explain_hub
+from llama_lab.hub import dataset_snapshot, loading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,9 +88,7 @@ def _load(dataset: DatasetSettings, split: str) -> Dataset:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     name = str(dataset.name)
-    try:
+    with loading(name, "dataset.name"):
         # offline, `datasets` only knows what it has prepared itself; a downloaded copy is as good
         local = dataset_snapshot(name, dataset.revision) if HF_HUB_OFFLINE else None
         return load_dataset(local or name, dataset.subset, split=split, revision=None if local else dataset.revision)
-    except Exception as error:
-        raise explain_hub(error, name, "dataset.name") from error

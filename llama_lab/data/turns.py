@@ -111,7 +111,15 @@ def check_text(text: str, where: str) -> None:
     """Refuse a text that is empty, or that no tokenizer reads."""
     if not text.strip():
         raise DataError(f"{where} is empty; fill it, or leave the row out")
+    if half_character(text) is not None:
+        raise DataError(f"{where} holds half of a surrogate pair, such as \\ud800; leave it out")
+
+
+def half_character(text: str) -> int | None:
+    """The first place, from 0, of half a surrogate pair, which JSON can spell and a word of the command line can hold;
+    None where the text has none."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell it
-        raise DataError(f"{where} holds half of a surrogate pair, such as \\ud800; leave it out") from None
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

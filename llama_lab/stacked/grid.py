@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.hub import needs_hub
 from llama_lab.lock import check_unchanged
+from llama_lab.results import objective_of
 from llama_lab.rundir import RunDir
 from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.rows import check_no_stages
@@ -160,8 +160,7 @@ def _objective(folder: Path, code: int, teller: _Teller) -> float:
         loss = result.get("eval_loss")  # null where it is not finite, and of prompts alone
         numbers = f"held-out loss {'-' if loss is None else f'{loss:.4g}'}, {result['tokens_per_s']:.0f} tokens/s"
         teller.note(f"{teller.label}  done: {numbers}")
-        objective = result.get("objective")
-        return math.nan if objective is None else float(objective)
+        return objective_of(result)
     reason = result.get("error") or f"its process ended with exit code {code}"
     if not STOP.is_set():
         teller.note(f"{teller.label}  {result.get('status') or 'failed'}: {str(reason).splitlines()[0]}")

@@ -12,13 +12,13 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from llama_lab.checks import form_of_file
-from llama_lab.choices import DataFormat, TrainerName
+from llama_lab.choices import DataFormat
 from llama_lab.compose import check_runs, searchpath_words
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError
 from llama_lab.lock import UNLOCKED
 from llama_lab.own_settings import SAMPLING
-from llama_lab.preference_checks import MEASURED_BY, NOT_MEASURED_BY
+from llama_lab.preference_checks import measuring
 from llama_lab.sweep.dimension import Value
 from llama_lab.sweep.settings import Direction, SweepSettings, check_pruner, sweep_settings
 from llama_lab.sweep.space import Space, parse_space
@@ -112,10 +112,10 @@ def check_design(design: Design) -> list[RunConfig]:
         what = "an objective" if name in design.objectives else "a constraint"
         if name in ("exact_match", "composes") and any(name not in c.dataset.metrics for c in configs):
             raise ConfigError(f"{name} is {what} and not measured. Type dataset.metrics=[{name}] as well.")
-        measuring = MEASURED_BY.get(name, tuple(t for t in TrainerName if name not in NOT_MEASURED_BY.get(t, ())))
-        if other := next((c.trainer.name for c in configs if c.trainer.name not in measuring), None):
+        trainers = measuring(name)
+        if other := next((c.trainer.name for c in configs if c.trainer.name not in trainers), None):
             raise ConfigError(
-                f"{name} is {what}, and trainer={other} does not measure it. Type trainer={'|'.join(measuring)}."
+                f"{name} is {what}, and trainer={other} does not measure it. Type trainer={'|'.join(trainers)}."
             )
         if name == "eval_loss" and any(c.trainer.name in SAMPLING and _are_prompts_alone(c) for c in configs):
             raise ConfigError(

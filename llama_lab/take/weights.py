@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings
-from llama_lab.errors import LlamaLabError, ModelError
-from llama_lab.hub import explain_hub
+from llama_lab.errors import ModelError
+from llama_lab.hub import loading
 from llama_lab.model import base_path
 
 if TYPE_CHECKING:
@@ -95,13 +95,9 @@ def base_files(model: ModelSettings) -> BaseFiles:
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        try:
+        with loading(model.name, "model.name"):
             wanted = ["*.safetensors", "*.json", "tokenizer.model"]
             path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
-        except LlamaLabError:
-            raise
-        except Exception as error:
-            raise explain_hub(error, model.name, "model.name") from error
     return BaseFiles(path)
 
 

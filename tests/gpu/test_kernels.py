@@ -54,6 +54,13 @@ def dtype(request, monkeypatch):
     monkeypatch.setitem(ON_GPU, "dtype", request.param)
 
 
+@pytest.fixture
+def tiles_of_attention(dtype):
+    """Its tiles are for numbers of 16 bits."""
+    if ON_GPU["dtype"] is torch.float32 and not IS_INTERPRETED:
+        pytest.skip("its tiles are for bf16")
+
+
 def on_gpu(x):
     return x.to(DEVICE, **ON_GPU)
 
@@ -144,13 +151,12 @@ def test_rotation(num_q, num_kv, size):
     close(found, qkv)
 
 
+@pytest.mark.usefixtures("tiles_of_attention")
 @pytest.mark.parametrize(("num_q", "num_kv", "size"), [(4, 4, 128), (6, 2, 64), (2, 1, 16)])
 @pytest.mark.parametrize(
     "lengths", [[[200]], [[1, 130, 3, 60, 64, 42]], [[64, 64], [128], [1] * 128]], ids=["one", "some", "three adapters"]
 )
 def test_attention_of_rows(num_q, num_kv, size, lengths):
-    if ON_GPU["dtype"] is torch.float32 and not IS_INTERPRETED:
-        pytest.skip("its tiles are for bf16")
     num_tokens, flat = sum(lengths[0]), [length for rows in lengths for length in rows]
     ends = [sum(flat[: i + 1]) for i in range(len(flat))]
     starts = torch.tensor([0, *ends, ends[-1], ends[-1]], dtype=torch.int32)
@@ -173,11 +179,10 @@ def test_attention_of_rows(num_q, num_kv, size, lengths):
     close(found.back(on_gpu(grad)), wanted.back(grad))
 
 
+@pytest.mark.usefixtures("tiles_of_attention")
 def test_a_row_that_is_not_finite_leaves_other_adapters_alone():
     starts, cos, sin = torch.tensor([0, 40, 80, 120], dtype=torch.int32), torch.ones(120, 64), torch.zeros(120, 64)
     bounds = triton_attention.bounds_of(starts.to(DEVICE), 3, 40)
-    if ON_GPU["dtype"] is torch.float32 and not IS_INTERPRETED:
-        pytest.skip("its tiles are for bf16")
     qkv, grad = on_gpu(torch.randn(120, 6, 64)), on_gpu(torch.randn(120, 2, 64))
     found = []
     for value in (0.0, float("nan")):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llama_lab.engine.adapted import Projection
 from llama_lab.engine.entering import Gated, Normed, Plain
+from llama_lab.engine.kernels import gate
 from llama_lab.engine.pieces import Pieces
 from llama_lab.engine.turned import Attended, Places, attend_turned
 
@@ -109,7 +110,7 @@ class Block:
             low=(low_qkv, low_out, low_gate_up),
             keys=keys,
         )
-        return saved, self.pieces("gated")(gate_up)
+        return saved, gate(gate_up)
 
     def _mlp_back(self, grad: Tensor, saved: Saved) -> Tensor:
         low_gate_up, low_down = saved.low[2:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from llama_lab.engine.kernels import gate
 from llama_lab.engine.pieces import Pieces
 
 
@@ -46,7 +47,7 @@ class Gated:
 
     def value(self, pieces: Pieces) -> Tensor:
         """(K, N, D)."""
-        return pieces("gated")(self.gate_up)
+        return gate(self.gate_up)
 
 
 Entering = Plain | Normed | Gated

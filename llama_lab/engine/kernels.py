@@ -8,13 +8,17 @@ numbers of a head. A, B and their gradients lie in a buffer of all of an adapter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from llama_lab.engine.dropout import thinned
-from llama_lab.engine.entering import Entering
 from llama_lab.engine.pieces import Pieces
+
+if TYPE_CHECKING:
+    from llama_lab.engine.entering import Entering
 
 PLAIN = Pieces(compiled=False)
 SMALL_RANK = 32
@@ -78,6 +82,16 @@ def gate_back_thinned(grad_KNI: Tensor, low_KPNR: Tensor, a_KPRI: Tensor, keys_K
         return triton_lora.gate_back_thinned(grad_KNI, low_KPNR, a_KPRI, keys_KPW, gate_up)
     add_thinned(grad_KNI, low_KPNR, a_KPRI, keys_KPW)
     return gate_back(grad_KNI, gate_up)
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """``silu(gate) · up`` (arXiv 2002.05202) of (..., 2 I), gate first."""
+    if gate_up.is_cuda:
+        from llama_lab.engine import triton_kernels
+
+        return triton_kernels.gate(gate_up)
+    first, up = gate_up.chunk(2, dim=-1)
+    return silu(first) * up
 
 
 def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:

@@ -83,9 +83,7 @@ def _entering(x, weight, rstd, row, here, d, num_left, D: tl.constexpr, SOURCE: 
     if SOURCE == 2:
         at = x + row * (2 * D) + here[:, None] * (2 * D) + d[None, :]
         gate = tl.load(at, mask=inside, other=0.0)
-        up = tl.load(at + D, mask=inside, other=0.0).to(tl.float32)
-        wide = gate.to(tl.float32)
-        return (wide / (1 + tl.exp(-wide)) * up).to(gate.dtype)
+        return gate_of(gate, tl.load(at + D, mask=inside, other=0.0).to(tl.float32))
     x_tile = tl.load(x + row * D + here[:, None] * D + d[None, :], mask=inside, other=0.0)
     if SOURCE == 1:
         by = tl.load(rstd + row + here, mask=here < num_left, other=0.0)
@@ -134,6 +132,13 @@ def thinned_grad_a_kernel(
         total = tl.dot(low_tile, x_tile, total, input_precision="ieee")
     at = out + (part * num_adapters + k) * out_stride + (i * R + r[:, None]) * D + d[None, :]
     tl.store(at, (total * _factor(key)).to(out.dtype.element_ty), mask=(r < R)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def gate_of(gate, up):
+    """``silu(gate) · up``, in the type of `gate`."""
+    wide = gate.to(tl.float32)
+    return (wide / (1 + tl.exp(-wide)) * up).to(gate.dtype)
 
 
 @triton.jit

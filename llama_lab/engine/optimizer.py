@@ -1,6 +1,6 @@
 """AdamW over flat adapters: a handful of operations for all of them, none of which waits for the GPU.
 
-K adapters, S numbers of each, F factors.
+K adapters, S numbers of each in T tiles, F factors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llama_lab.engine.adapter import Adapter
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 """transformers' defaults."""
+TILE = 1024
+"""Numbers that a program of a GPU updates at once."""
 
 
 @dataclass(kw_only=True)
@@ -49,6 +52,24 @@ NOTHING = Update(is_first=True, number=None)
 """For an empty slot."""
 
 
+@dataclass(kw_only=True)
+class Used:
+    """Which numbers of a flat buffer belong to an adapter, and which pad it to the largest rank."""
+
+    rank_S: Tensor
+    """Rank index of each number."""
+    least_T: Tensor
+    """The smallest of each `TILE`: one that is all padding is left after this one look."""
+    rank_K: Tensor
+    """Rank of each adapter."""
+
+    @classmethod
+    def of(cls, rank_S: Tensor, rank_K: Tensor) -> Used:
+        """Of what `Layout.rank_indices` says."""
+        gap = pad(rank_S, (0, -len(rank_S) % TILE), value=torch.iinfo(rank_S.dtype).max)
+        return cls(rank_S=rank_S, least_T=gap.view(-1, TILE).amin(dim=1), rank_K=rank_K)
+
+
 class FlatAdamW:
     """Decoupled weight decay (arXiv 1711.05101) after clipping each adapter's gradient by its own norm."""
 
@@ -59,10 +80,10 @@ class FlatAdamW:
         """Where gradients are added up; not needed where every step is one micro-batch."""
         self.norm_K1 = adapter.master_KS.new_zeros(len(adapter.master_KS), 1)
         """Norms of the gradients of each adapter's last step, before clipping."""
-        self.used: tuple[Tensor, Tensor] | None = None
-        """Rank index of each number, and rank of each adapter: what is padding is not read on a GPU."""
+        self.used: Used | None = None
+        """What is padding is not read on a GPU."""
         if len(adapter.master_KS) > 1 and adapter.master_KS.is_cuda:
-            self.used = (adapter.layout.rank_indices(adapter.master_KS.device), adapter.rank_K)
+            self.used = Used.of(adapter.layout.rank_indices(adapter.master_KS.device), adapter.rank_K)
         made: Callable[[Any], Any] = (lambda f: torch.compile(f, fullgraph=True)) if compiled else (lambda f: f)
         self._norms, self._add = made(_norms), made(_add)
 
@@ -115,9 +136,7 @@ def _norms(norm_K1: Tensor, grad_KS: Tensor, factors_KF: Tensor) -> None:
     norm_K1.copy_(torch.where(factors_KF[:, 1:2] > 0, found, norm_K1))
 
 
-def adamw(
-    buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
-) -> None:
+def adamw(buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: Used | None) -> None:
     """One update of masters and moments, and the masters' copy in the compute type; on a GPU by a kernel of its own.
 
     Args:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
-from torch.nn.functional import silu
 
 from llama_lab.data.templates import IGNORED
 
@@ -42,12 +41,6 @@ def norm_back(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, residual: T
     g, out_wide = (grad * weight).to(_wide(x)), x * rstd
     out = rstd * (g - out_wide * (g * out_wide).mean(-1, keepdim=True))
     return out.to(x.dtype) if residual is None else (out + residual).to(x.dtype)
-
-
-def gated(gate_up: Tensor) -> Tensor:
-    """``silu(gate) · up`` (arXiv 2002.05202) of (..., 2 I), gate first."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return silu(gate) * up
 
 
 def scales_of(codes: Tensor, scales: Tensor, offsets: Tensor, code: Tensor) -> Tensor:

@@ -14,11 +14,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llama_lab.engine.lora_kernels import through_gate
-from llama_lab.engine.optimizer import BETAS, EPS
+from llama_lab.engine.lora_kernels import gate_of, through_gate
+from llama_lab.engine.optimizer import BETAS, EPS, TILE, Used
 
 COLUMNS = 1024
 """Numbers that a program takes at once."""
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """(..., I). Written here, since the compiler's takes long where it must divide by a number it does not know."""
+    width = gate_up.shape[-1] // 2
+    out = gate_up.new_empty(*gate_up.shape[:-1], width)
+    _gate[(out.numel() // width, triton.cdiv(width, COLUMNS))](gate_up, out, WIDTH=width, COLUMNS=COLUMNS, num_warps=4)
+    return out
 
 
 def gate_back(grad_KNI: Tensor, gate_up: Tensor) -> Tensor:
@@ -38,14 +46,13 @@ def turn(qkv_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, num_turned: int) -> No
     )
 
 
-def adamw(
-    buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: tuple[Tensor, Tensor] | None
-) -> None:
+def adamw(buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_KF: Tensor, used: Used | None) -> None:
     """As engine/optimizer.py; numbers beyond the rank of their adapter stay 0 and are not read."""
     master_KS, m_KS, v_KS, norm_K1 = buffers
     num_adapters, size = master_KS.shape
-    rank_S, rank_K = used if used is not None else (master_KS, master_KS)
-    _adamw[(triton.cdiv(size, COLUMNS), num_adapters)](
+    padding = (master_KS,) * 3 if used is None else (used.rank_S, used.least_T, used.rank_K)
+    # adapters run beside each other, so that all but one find what is padding in the cache
+    _adamw[(num_adapters * triton.cdiv(size, TILE),)](
         master_KS,
         m_KS,
         v_KS,
@@ -53,8 +60,8 @@ def adamw(
         work_KS,
         grad_KS,
         factors_KF,
-        rank_S,
-        rank_K,
+        *padding,
+        num_adapters,
         size,
         master_KS.stride(0),
         factors_KF.stride(0),
@@ -62,7 +69,7 @@ def adamw(
         BETA_1=BETAS[0],
         BETA_2=BETAS[1],
         EPS=EPS,
-        COLUMNS=COLUMNS,
+        TILE=TILE,
         num_warps=4,
     )
 
@@ -74,6 +81,16 @@ def _heads(size: int) -> int:
 
 def _wide(size: int) -> int:
     return triton.next_power_of_2(size // 2)
+
+
+@triton.jit
+def _gate(gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = i < WIDTH
+    gate = tl.load(gate_up + row * 2 * WIDTH + i, mask=inside, other=0.0)
+    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + i, gate_of(gate, up), mask=inside)
 
 
 @triton.jit
@@ -108,7 +125,7 @@ def _row(at, inside):
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_adapters"])
 def _adamw(
     master,
     m,
@@ -118,7 +135,9 @@ def _adamw(
     grad,
     factors,
     rank_of,
+    least,
     ranks,
+    num_adapters,
     size,
     stride,
     factors_stride,
@@ -126,13 +145,16 @@ def _adamw(
     BETA_1: tl.constexpr,
     BETA_2: tl.constexpr,
     EPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """As `_step` of engine/optimizer.py."""
-    k = tl.program_id(1).to(tl.int64)
+    """As `adamw` of engine/optimizer.py."""
+    k, tile = (tl.program_id(0) % num_adapters).to(tl.int64), tl.program_id(0) // num_adapters
     mine = factors + k * factors_stride
-    if tl.load(mine + 1) > 0:
-        j = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    steps = tl.load(mine + 1) > 0
+    if USED:
+        steps = steps & (tl.load(least + tile) < tl.load(ranks + k))
+    if steps:
+        j = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
         mask = j < size
         if USED:
             mask = mask & (tl.load(rank_of + j, mask=mask, other=0) < tl.load(ranks + k))

@@ -16,7 +16,7 @@ from llama_lab.engine import kernels
 from llama_lab.engine.adapter import Layout
 from llama_lab.engine.dropout import step_keys
 from llama_lab.engine.entering import Gated, Normed, Plain
-from llama_lab.engine.optimizer import NOTHING, Update, adamw
+from llama_lab.engine.optimizer import NOTHING, Update, Used, adamw
 from llama_lab.engine.rows import RowBounds
 from llama_lab.engine.turned import attend_turned, places_of
 
@@ -116,8 +116,9 @@ def test_what_comes_back_through_a(num_adapters, num_tokens, num_layers, rank, w
     close(found, wanted)
 
 
-def test_gate_back():
+def test_gate():
     grad, gate_up = rounded(2, 70, 1408), rounded(2, 70, 2816)
+    close(triton_kernels.gate(on_gpu(gate_up)), kernels.gate(gate_up))
     close(triton_kernels.gate_back(on_gpu(grad), on_gpu(gate_up)), kernels.gate_back(grad, gate_up))
     low, a, keys = rounded(2, 1, 70, 16), rounded(2, 1, 16, 1408), keys_of(2, 1)
     there = [on_gpu(x) for x in (grad, low, a)]
@@ -197,7 +198,7 @@ def test_a_row_that_is_not_finite_leaves_other_adapters_alone():
 
 
 def test_an_update_leaves_padding_and_rows_that_do_not_step_alone():
-    layout, rank_K = Layout(sizes=[(40, [24, 56]), (24, [40])], rank=8), torch.tensor([8, 4, 2], dtype=torch.int32)
+    layout, rank_K = Layout(sizes=[(600, [24, 56]), (24, [40])], rank=8), torch.tensor([8, 4, 2], dtype=torch.int32)
     index_S = layout.rank_indices(torch.device("cpu"))
     is_padding = index_S.int() >= rank_K[:, None]
     before = [torch.randn(3, layout.size).masked_fill(is_padding, 0).abs() for _ in range(4)]
@@ -208,7 +209,7 @@ def test_an_update_leaves_padding_and_rows_that_do_not_step_alone():
     found = work.to(DEVICE)
     adamw(plain, work, before[3], factors, None)
     triton_kernels.adamw(
-        there, found, before[3].to(DEVICE), factors.to(DEVICE), (index_S.to(DEVICE), rank_K.to(DEVICE))
+        there, found, before[3].to(DEVICE), factors.to(DEVICE), Used.of(index_S.to(DEVICE), rank_K.to(DEVICE))
     )
     for one, other in zip([*plain, work[[0, 2]]], [*there, found[[0, 2]]], strict=True):
         assert torch.allclose(one, other.cpu(), atol=1e-6)

@@ -70,7 +70,7 @@ def adamw(buffers: Sequence[Tensor], work_KS: Tensor, grad_KS: Tensor, factors_K
         BETA_2=BETAS[1],
         EPS=EPS,
         TILE=TILE,
-        num_warps=4,
+        num_warps=8,
     )
 
 

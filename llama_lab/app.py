@@ -42,6 +42,7 @@ from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
 from llama_lab.stacked.launcher import TARGET as STACKED_LAUNCHER
 from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
+from llama_lab.unread import go_on_unread
 from llama_lab.words import GROUPS, ordered, resumed
 
 RAY_PLUGIN = "hydra_plugins.hydra_ray_launcher"
@@ -179,6 +180,7 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Seq
     from llama_lab.process import prepare
 
     signal.signal(signal.SIGTERM, _terminated)
+    go_on_unread()
     prepare(config)
     from rich.console import Console
 

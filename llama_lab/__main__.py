@@ -43,8 +43,7 @@ def _do(words: list[str]) -> int:
         ranks.tell(None)
         return code
     except KeyboardInterrupt as stop:
-        how = str(stop) or "Go on with: python -m llama_lab resume=RUN"
-        print(f"\nllama_lab: interrupted. {how}", file=sys.stderr)
+        print(f"\nllama_lab: interrupted. {stop}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         return report_error(error)

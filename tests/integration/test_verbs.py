@@ -1,5 +1,9 @@
 """`generate` and `chat` on a finished run."""
 
+import os
+import signal
+import subprocess
+
 import pytest
 
 
@@ -43,3 +47,13 @@ def test_broken_adapter_is_one_message(lab, tiny_run, tmp_path):
     assert done.returncode == 2
     assert "adapter" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_verb_is_one_line_without_a_run_to_go_on_with(lab, tiny_run):
+    process = lab.start("chat", tiny_run, cwd=tiny_run.parent, stdin=subprocess.PIPE)
+    while "Type a request" not in (line := process.stderr.readline()):
+        assert line, process.wait()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == "llama_lab: interrupted."

@@ -35,6 +35,7 @@ def _do(words: list[str]) -> int:
     if not is_verb:
         go_on_unread()
     try:
+        ranks.check_variables()
         if not ranks.is_first():
             return 0 if is_verb else ranks.follow()
         if is_verb:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import loading
 from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
+from llama_lab.ranks import local_rank
 from llama_lab.reward_model import HEAD
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def base_shape(model: ModelSettings) -> ModelShape:
 def device() -> torch.device:
     """The GPU of this process's local rank, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank())
     return torch.device("cpu")
 
 

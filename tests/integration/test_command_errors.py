@@ -299,6 +299,33 @@ def test_hostile_words_end_in_one_message(lab, files, command, said):
     assert seconds < 10  # 0.4 s on a quiet machine; the bound is for loaded ones
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE=two is no whole number", "`unset WORLD_SIZE`"]),
+        ({"RANK": "-1"}, ["RANK=-1 is no whole number", "`unset RANK`"]),
+        ({"LOCAL_RANK": "1.5"}, ["LOCAL_RANK=1.5 is no whole number", "`unset LOCAL_RANK`"]),
+        ({"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "RANK is not set", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK=2 is none of WORLD_SIZE=2"]),
+    ],
+    ids=str,
+)
+def test_variables_that_cannot_be_right_are_named(lab, tmp_path, variables, said):
+    done = lab("model=tiny", "tracking.mode=online", cwd=tmp_path, **variables)
+    assert done.returncode == 2
+    (message,) = done.stderr.strip().splitlines()
+    assert message.startswith("llama_lab: ")
+    assert [words for words in said if words not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_cannot_meet_are_told(lab, tmp_path):
+    done = lab("model=tiny", "tracking=none", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert "MASTER_ADDR is not set" in done.stderr
+    assert "torchrun" in done.stderr
+
+
 @pytest.mark.parametrize("command", LOADED_NOTHING)
 def test_hostile_words_load_no_heavy_library(environment, files, command):
     words = [sys.executable, "-X", "importtime", "-m", "llama_lab", *shlex.split(command)]

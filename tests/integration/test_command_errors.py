@@ -302,6 +302,11 @@ def test_hostile_words_end_in_one_message(lab, files, command, said):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
+        ({"WANDB_MODE": "foo"}, ["what WANDB_MODE is set to", "'online'", "`unset WANDB_MODE`"]),
+        ({"WANDB_BASE_URL": "nonsense"}, ["what WANDB_BASE_URL is set to", "valid URL"]),
+        ({"WANDB_HTTP_TIMEOUT": "soon"}, ["what WANDB_HTTP_TIMEOUT is set to", "valid number"]),
+        ({"WANDB_PROJECT": "a/b", "WANDB_NAME": "c"}, ["what WANDB_PROJECT is set to", "a/b"]),
+        ({"WANDB_API_KEY": "short"}, ["the key that is set", "`wandb login`"]),
         ({"WORLD_SIZE": "two"}, ["WORLD_SIZE=two is no whole number", "`unset WORLD_SIZE`"]),
         ({"RANK": "-1"}, ["RANK=-1 is no whole number", "`unset RANK`"]),
         ({"LOCAL_RANK": "1.5"}, ["LOCAL_RANK=1.5 is no whole number", "`unset LOCAL_RANK`"]),

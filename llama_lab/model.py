@@ -106,13 +106,30 @@ def base_shape(model: ModelSettings) -> ModelShape:
     Raises:
         ModelError: the config cannot be loaded.
     """
+    return shape_from_config(_config_of(model))
+
+
+def context_of(model: ModelSettings) -> int | None:
+    """Tokens for which the base has places; None where its config does not say.
+
+    Raises:
+        ModelError: the config cannot be loaded.
+    """
+    config = _config_of(model)
+    places = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if places and rope.get("rope_type") in ("linear", "dynamic"):  # these stretch the places that the config names
+        places = int(places * rope.get("factor", 1))
+    return places
+
+
+def _config_of(model: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     with loading(model.name, "model.name"):
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    return shape_from_config(config)
 
 
 def device() -> torch.device:

@@ -7,18 +7,35 @@ import sys
 
 
 def main() -> int:
-    """Do what the command line says; the exit code: 0 done, 2 the user can mend it, 1 a fault, 130 interrupted."""
-    from llama_lab import ranks
-    from llama_lab.app import launch
-    from llama_lab.cli import run_verb
-    from llama_lab.error_report import report_error
+    """Do what the command line says.
+
+    Returns:
+        0 done, 2 the user can mend it, 1 a fault, 130 interrupted; 141 of a verb whose output nobody reads to its end.
+    """
+    from llama_lab.unread import flush, watch_output
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it does not have
-    words = sys.argv[1:]
-    is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
+    watch_output()
     try:
+        return _do(sys.argv[1:])
+    finally:
+        flush()
+
+
+def _do(words: list[str]) -> int:
+    from llama_lab import ranks
+    from llama_lab.app import launch
+    from llama_lab.cli import run_verb
+    from llama_lab.error_report import report_error
+    from llama_lab.unread import go_on_unread
+
+    is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
+    if not is_verb:
+        go_on_unread()
+    try:
+        ranks.check_variables()
         if not ranks.is_first():
             return 0 if is_verb else ranks.follow()
         if is_verb:
@@ -27,8 +44,7 @@ def main() -> int:
         ranks.tell(None)
         return code
     except KeyboardInterrupt as stop:
-        how = str(stop) or "Go on with: python -m llama_lab resume=RUN"
-        print(f"\nllama_lab: interrupted. {how}", file=sys.stderr)
+        print(f"\nllama_lab: interrupted. {stop}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         return report_error(error)

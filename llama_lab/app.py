@@ -38,10 +38,11 @@ from llama_lab.explain import explain, missing_launcher
 from llama_lab.paths import CONF_DIR
 from llama_lab.ranks import check_no_sweep
 from llama_lab.results import objective_of
-from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder
+from llama_lab.rundir import STAGES_FILE, RunDir, check_run_folder, telling_how_to_go_on
 from llama_lab.stacked.launcher import TARGET as STACKED_LAUNCHER
 from llama_lab.stages import check_words_of, read_stages, run_stages, stages_of
 from llama_lab.sweep.settings import TARGET as STUDY_SWEEPER
+from llama_lab.unread import go_on_unread
 from llama_lab.words import GROUPS, ordered, resumed
 
 RAY_PLUGIN = "hydra_plugins.hydra_ray_launcher"
@@ -179,12 +180,14 @@ def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Seq
     from llama_lab.process import prepare
 
     signal.signal(signal.SIGTERM, _terminated)
+    go_on_unread()
     prepare(config)
-    from rich.console import Console
+    with telling_how_to_go_on(folder, "run.json"):
+        from rich.console import Console
 
-    from llama_lab.runner import run
+        from llama_lab.runner import run
 
-    return objective_of(run(config, folder, overrides, Console(), listeners))
+        return objective_of(run(config, folder, overrides, Console(), listeners))
 
 
 def show_help() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llama_lab.choices import DataFormat, LoraInit, LossOn, ModelSource, QuantType, Tracker, TrackingMode, TrainerName
 from llama_lab.config import LLAMA_LINEAR, LoraSettings, ModelSettings, RunConfig
@@ -242,8 +243,18 @@ def _check_model_folder(folder: Path, name: str) -> None:
         raise ModelError(
             f"model.name={name}: its config.json cannot be read: {error}. Download the model again."
         ) from None
-    if not isinstance(config, dict) or not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"model.name={name} holds no weights as *.safetensors, the only kind that is read. Save the model with "
             "save_pretrained, or name another folder."
         )
+    _check_model_config(config, f"model.name={name}: its config.json")
+
+
+def _check_model_config(config: Any, where: str) -> None:
+    mend = "Save the model again with save_pretrained, or name another folder."
+    if not isinstance(config, dict):
+        raise ModelError(f"{where} is not that of a model: it holds no object of settings. {mend}")
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if not (isinstance(number := config.get(key, 1), int) and number > 0):
+            raise ModelError(f"{where} says {key}={json.dumps(number)}, which is no whole number from 1. {mend}")

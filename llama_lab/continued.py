@@ -11,6 +11,7 @@ from llama_lab.config import LLAMA_LINEAR, OWN_ADAPTER, LoraSettings, RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.reward_model import HEAD, REWARD_MODULES, is_reward_adapter
+from llama_lab.same_base import was_exchanged
 from llama_lab.take.fits import check_fits
 
 if TYPE_CHECKING:
@@ -167,13 +168,19 @@ def _check_base(folder: Path, config: RunConfig) -> None:
     if folder.name != "adapter" or not lock.is_file():
         return
     try:
-        theirs = json.loads(lock.read_text(encoding="utf-8"))["config"]["model"]["name"]
+        began = json.loads(lock.read_text(encoding="utf-8"))
+        theirs = began["config"]["model"]["name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model.adapter={config.model.adapter}: {lock} cannot be read: {error!r}.") from None
     if theirs != config.model.name:
         raise ModelError(
             f"model.adapter={config.model.adapter} was trained on {theirs}, and the run loads {config.model.name}. "
             f"Type model= with the choice for {theirs}, or model.name={theirs}."
+        )
+    if differs := was_exchanged(began, config.model):
+        raise ModelError(
+            f"model.adapter={config.model.adapter} was trained on another base: {differs}. Bring the folder back as it "
+            "was, or leave model.adapter out."
         )
 
 

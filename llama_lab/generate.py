@@ -88,6 +88,22 @@ def stream(
     return _generate(model, tokenizer, [encode_prompt(messages, tokenizer)], settings, streamer)[0].strip()
 
 
+def check_context(messages: Messages, tokenizer: PreTrainedTokenizerBase, context: int | None, name: str) -> None:
+    """Refuse a prompt that leaves no place for an answer: it would be read for minutes and answered with nonsense.
+
+    Args:
+        context: tokens for which the model has places; None where it does not say.
+        name: of the prompt, for the message.
+    Raises:
+        DataError: says how many tokens there are, and how many places.
+    """
+    if context is not None and (num_tokens := len(encode_prompt(messages, tokenizer))) >= context:
+        raise DataError(
+            f"{name} has {num_tokens:,} tokens, and the model has places for {context:,}, its answer included. "
+            "Shorten it."
+        )
+
+
 def generation_kwargs(settings: GenerationSettings, prompt_length: int) -> dict[str, Any]:
     """transformers' words for our settings.
 

@@ -14,9 +14,10 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from llama_lab import __version__
-from llama_lab.config import RunConfig
+from llama_lab.config import ModelSettings, RunConfig
 from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.results import SCHEMA
+from llama_lab.same_base import was_exchanged
 
 PACKAGES = (
     "torch",
@@ -95,6 +96,38 @@ def check_unchanged(lock: dict[str, Any], config: RunConfig) -> None:
             "A resumed run keeps its settings, and these differ: "
             + "; ".join(differing)
             + ". Leave them out, or start a new run."
+        )
+
+
+def check_same_base(lock: dict[str, Any], model: ModelSettings, folder: Path) -> None:
+    """Refuse to go on with what was measured and trained on another base.
+
+    Args:
+        folder: of the run.
+    Raises:
+        RunError: the folder of the base holds other weights than when the run began.
+    """
+    if differs := was_exchanged(lock, model):
+        raise RunError(
+            f"The base is not the one that {folder} began with: {differs}. Bring its folder back as it was, or start a "
+            "new run."
+        )
+
+
+def check_same_rows(lock: dict[str, Any], fingerprint: str, folder: Path) -> None:
+    """Refuse to go on from a checkpoint with other rows than it was trained on.
+
+    Args:
+        fingerprint: of the rows as they are now.
+        folder: of the run.
+    Raises:
+        RunError: it was another one.
+    """
+    before = lock.get("dataset", {}).get("fingerprint")
+    if before not in (None, fingerprint):
+        raise RunError(
+            f"The rows are not those that {folder} began with: their fingerprint was {before} and is {fingerprint} "
+            "now. Bring the data back as it was, or start a new run."
         )
 
 

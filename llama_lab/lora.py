@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,9 @@ from llama_lab.errors import ConfigError
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+
+_JOINED = "llama_lab_joined"
+"""An attribute of a module that has the hooks of `join_whole_modules`."""
 
 
 def lora_config(lora: LoraSettings, *, scores: bool = False) -> LoraConfig:
@@ -88,6 +92,34 @@ def add_named_adapter(model: PeftModel, name: str, lora: LoraSettings, *, seed: 
             f"PEFT refuses these lora.* settings on this model: {' '.join(str(error).split()).rstrip('.')}. "
             "Type lora=all_linear, which suits every Llama."
         ) from error
+
+
+def join_whole_modules(model: PeftModel) -> None:
+    """Let the modules of lora.modules_to_save, which are trained in fp32, stand between blocks that compute in bf16.
+
+    Autocast does so in a GPU's training steps alone: not on a CPU, and not where answers are written.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            dtype = next(wrapper.original_module.parameters()).dtype
+            for module in wrapper.modules_to_save.values():
+                if not hasattr(module, _JOINED):
+                    setattr(module, _JOINED, True)
+                    module.register_forward_pre_hook(_into_own_type)
+                    module.register_forward_hook(partial(_into_type, dtype))
+
+
+def _into_own_type(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    x = args[0]
+    if torch.is_autocast_enabled(x.device.type) or not x.is_floating_point():
+        return None
+    return (x.to(next(module.parameters()).dtype), *args[1:])
+
+
+def _into_type(dtype: torch.dtype, module: Any, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+    return None if torch.is_autocast_enabled(out.device.type) else out.to(dtype)
 
 
 def count_params(model: PeftModel, adapter_name: str = OWN_ADAPTER) -> tuple[int, int]:

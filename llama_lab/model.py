@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import loading
 from llama_lab.params import ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
+from llama_lab.ranks import local_rank
 from llama_lab.reward_model import HEAD
 
 if TYPE_CHECKING:
@@ -106,19 +106,36 @@ def base_shape(model: ModelSettings) -> ModelShape:
     Raises:
         ModelError: the config cannot be loaded.
     """
+    return shape_from_config(_config_of(model))
+
+
+def context_of(model: ModelSettings) -> int | None:
+    """Tokens for which the base has places; None where its config does not say.
+
+    Raises:
+        ModelError: the config cannot be loaded.
+    """
+    config = _config_of(model)
+    places = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if places and rope.get("rope_type") in ("linear", "dynamic"):  # these stretch the places that the config names
+        places = int(places * rope.get("factor", 1))
+    return places
+
+
+def _config_of(model: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     with loading(model.name, "model.name"):
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    return shape_from_config(config)
 
 
 def device() -> torch.device:
     """The GPU of this process's local rank, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank())
     return torch.device("cpu")
 
 

@@ -88,10 +88,16 @@ _NAMES = (
 
 
 def shape_of(model: ModelSettings) -> ModelShape | None:
-    """The shape of a run's base model where it is known without the hub: by name, or from a folder's config.json."""
+    """The shape of a run's base model where it is known without the hub: by name, or from a folder's config.json.
+
+    None where neither says it.
+    """
     file = Path(os.path.expanduser(model.name)) / "config.json"
     if model.source is ModelSource.hub and file.is_file():
-        return shape_from_config(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return shape_from_config(json.loads(file.read_text(encoding="utf-8")))
+        except KeyError:
+            return None
     for pattern, name in _NAMES:
         if found := re.search(pattern, model.name.lower()):
             return SHAPES[name.format(found.group(1))]

@@ -116,11 +116,14 @@ def _make(config: RunConfig) -> Plan:
 def planned(config: RunConfig) -> Plan:
     """What is known of a run before it starts; rows that cannot be read are a finding."""
     quiet_libraries(config)
-    made = Plan(config=config, shape=_shape(config))
+    shape, unreadable = _shape(config)
+    made = Plan(config=config, shape=shape)
     try:
         _read(made)
     except LlamaLabError as error:
         _add_failure(made, "rows", error)
+    if unreadable and made.tokenizer is not None:  # else it is the same that is told already
+        _add_failure(made, "base", unreadable)
     try:
         if made.shape is not None:
             check_layers(config.lora, made.shape.num_layers)
@@ -157,14 +160,14 @@ def _read(made: Plan) -> None:
     made.longest, made.num_learned = int(lengths.max()), int(numbers.num_learned.sum())
 
 
-def _shape(config: RunConfig) -> ModelShape | None:
-    """From the model's own config where it can be read, else from the table of known models."""
+def _shape(config: RunConfig) -> tuple[ModelShape | None, LlamaLabError | None]:
+    """From the model's own config where it can be read, else from the table of known models; and why it cannot be."""
     from llama_lab.model import base_shape
 
     try:
-        return base_shape(config.model)
-    except LlamaLabError:
-        return shape_of(config.model)  # what cannot be read is told when the tokenizer is loaded
+        return base_shape(config.model), None
+    except LlamaLabError as error:
+        return shape_of(config.model), error
 
 
 def parameters(made: Plan) -> tuple[int, int] | None:

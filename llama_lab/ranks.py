@@ -20,14 +20,38 @@ Order = tuple[RunConfig, Path]
 """A run's settings and its folder."""
 
 
+VARIABLES = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
+"""What torchrun tells each process, and what holds where nobody has told."""
+
+
+def check_variables() -> None:
+    """Refuse variables that are no numbers, or of which only some are set. Call it before anything else asks for them.
+
+    Raises:
+        ConfigError: names the variable.
+    """
+    for name in VARIABLES:
+        if not os.environ.get(name, "0").isdecimal():
+            raise ConfigError(f"{name}={os.environ[name]} is no whole number from 0. {_how_to_set(name)}")
+    if num_ranks() > 1 and "RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={num_ranks()} says several processes, and RANK is not set. {_how_to_set()}")
+    if _variable("RANK") >= num_ranks():
+        raise ConfigError(f"RANK={_variable('RANK')} is none of WORLD_SIZE={num_ranks()} processes. {_how_to_set()}")
+
+
 def num_ranks() -> int:
     """Processes of this run; 1 where it was started by itself."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(1, _variable("WORLD_SIZE"))
 
 
 def is_first() -> bool:
     """Whether this process writes the run's files; true where there is no other."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _variable("RANK") == 0
+
+
+def local_rank() -> int:
+    """Which GPU of its machine is this process's."""
+    return _variable("LOCAL_RANK")
 
 
 def check_no_sweep() -> None:
@@ -76,11 +100,23 @@ def _exchange(value: Any) -> Any:
     import torch
 
     if not torch.distributed.is_initialized():
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ConfigError(
+                f"WORLD_SIZE={num_ranks()} says several processes, and {missing[0]} is not set. {_how_to_set()}"
+            )
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(local_rank())
         # not by accelerate: it imports the hub's library, which must not be before `prepare`
         torch.distributed.init_process_group(backend, timeout=PATIENCE)
     said = [value]
     torch.distributed.broadcast_object_list(said, src=0, device=torch.device("cpu"))
     return said[0]
+
+
+def _variable(name: str) -> int:
+    return int(os.environ.get(name, VARIABLES[name]))
+
+
+def _how_to_set(name: str = "WORLD_SIZE RANK LOCAL_RANK") -> str:
+    return f"torchrun and accelerate launch set such variables together; for a run by itself type `unset {name}`."

@@ -143,6 +143,20 @@ class RunDir:
         partial.rename(folder)
 
 
+@contextmanager
+def telling_how_to_go_on(folder: Path, begun: str) -> Iterator[None]:
+    """Let Ctrl-C say with which words the run in `folder` goes on.
+
+    Args:
+        begun: the file without which nothing is there to go on with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f"Go on with: python -m llama_lab resume={folder}" if (folder / begun).is_file() else ""
+        raise KeyboardInterrupt(how) from None
+
+
 def check_run_folder(folder: Path, resume: Resume, key: str = "hydra.run.dir") -> None:
     """Refuse a folder that cannot take this run, before anything is written into it.
 

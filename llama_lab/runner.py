@@ -27,7 +27,7 @@ from llama_lab.error_report import is_disk_full
 from llama_lab.errors import RunError
 from llama_lab.events import Listener, Listeners, Pruned
 from llama_lab.hub import commit_of
-from llama_lab.lock import check_unchanged, hardware, make_lock
+from llama_lab.lock import check_same_base, check_same_rows, check_unchanged, hardware, make_lock
 from llama_lab.lora import count_params, save_adapter
 from llama_lab.measure import Evaluator, Measurement, eval_metrics, result_of
 from llama_lab.micro_batch import Rows, resolve
@@ -41,6 +41,7 @@ from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
 from llama_lab.rewards import import_rewards
 from llama_lab.rundir import RunDir
+from llama_lab.same_base import fingerprint
 from llama_lab.tracking import Tracking, open_tracking
 from llama_lab.trainer_config import TrainerSettings
 from llama_lab.training import fit_settings
@@ -111,8 +112,11 @@ def _load(
     """Tokenizer, rows, base and adapter; the rows are checked before the base is loaded."""
     quiet_libraries(config)
     display.note(describe(config.model, config.quant))
+    if run_dir.checkpoints.exists():
+        check_same_base(lock, config.model, run_dir.path)
     tokenizer, splits = _rows(config, backend, display)
-    _check_same_rows(run_dir, lock, splits)
+    if last_checkpoint(run_dir.checkpoints):
+        check_same_rows(lock, splits.fingerprint, run_dir.path)
     trainer, rows = _with_micro_batch(config, splits, lock, display)
     config = replace(config, trainer=trainer)
     ranks.tell((config, run_dir.path))
@@ -248,6 +252,7 @@ def _facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
             "name": config.model.name,
             "path": base_path(config.model).replace(str(Path.home()), "~", 1),
             "commit": commit_of(config.model),
+            "fingerprint": fingerprint(config.model),
             "compute_dtype": str(compute_dtype(config.quant)[0]).removeprefix("torch."),
         },
         "dataset": {
@@ -258,20 +263,6 @@ def _facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
         },
         "hardware": hardware(),
     }
-
-
-def _check_same_rows(run_dir: RunDir, lock: dict[str, Any], splits: Splits) -> None:
-    """Refuse to go on from a checkpoint with other rows than it was trained on.
-
-    Raises:
-        RunError: their fingerprint is another one.
-    """
-    before = lock.get("dataset", {}).get("fingerprint")
-    if last_checkpoint(run_dir.checkpoints) and before not in (None, splits.fingerprint):
-        raise RunError(
-            f"The rows are not those that {run_dir.path} began with: their fingerprint was {before} and is "
-            f"{splits.fingerprint} now. Bring the data back as it was, or start a new run."
-        )
 
 
 def _is_done(run_dir: RunDir) -> bool:

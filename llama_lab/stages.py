@@ -25,7 +25,7 @@ from llama_lab.config import RunConfig
 from llama_lab.continued import check_adapter, check_goes_on
 from llama_lab.errors import ConfigError, LlamaLabError, RunError
 from llama_lab.lock import as_plain, check_unchanged, config_of
-from llama_lab.rundir import STAGES_FILE, RunDir, write_json
+from llama_lab.rundir import STAGES_FILE, RunDir, telling_how_to_go_on, write_json
 
 SCHEMA = 1
 """Version of stages.json."""
@@ -130,7 +130,8 @@ def run_stages(
             forget_peak()
             check_adapter(config)
         print(f"\nStage {stage.number} of {len(stages)}, {stage.name}: {stage.folder(folder)}", flush=True)
-        value = run(config, stage.folder(folder), stage.words)
+        with telling_how_to_go_on(folder, STAGES_FILE):
+            value = run(config, stage.folder(folder), stage.words)
         gc.collect()  # the model of a stage is held by circles of its own making
     print(f"\nAll stages: python -m llama_lab compare {folder}")
     return value

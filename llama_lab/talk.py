@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config import GenerationSettings, RunConfig
 from llama_lab.errors import ConfigError, DataError
-from llama_lab.take.load import load_trained
+from llama_lab.take.load import load_tokenizer_of, load_trained
 from llama_lab.take.source import Source
 
 if TYPE_CHECKING:
@@ -30,17 +30,22 @@ class Talker:
     tokenizer: PreTrainedTokenizerBase
     settings: GenerationSettings
     seed: int
+    context: int | None
+    """Tokens for which the base has places, where it says so."""
 
     def stream(self, turns: Messages, *, base: bool = False) -> str:
         """Print the answer as it comes, and return it.
 
         Args:
             base: of the model without its adapter.
+        Raises:
+            DataError: the conversation is longer than the model's context.
         """
         import torch
 
-        from llama_lab.generate import stream
+        from llama_lab.generate import check_context, stream
 
+        check_context(turns, self.tokenizer, self.context, "The conversation")
         torch.manual_seed(self.seed)
         with self.model.disable_adapter() if base else nullcontext():
             return stream(self.model, self.tokenizer, turns, self.settings)
@@ -61,10 +66,11 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
 
     Raises:
         ModelError: the base or the adapter cannot be loaded.
+        DataError: the request is longer than the model's context.
     """
     _check_whole(request, "The request")
-    talker = open_talker(source, changed, seed, base)
     turns = [*_first_turns(source.config, None), {"role": "user", "content": request}]
+    talker = open_talker(source, changed, seed, base, {"The request": turns})
     _answer_both(talker, turns, turns, base)
 
 
@@ -72,12 +78,14 @@ def generate_file(source: Source, file: Path, changed: dict[str, object], *, see
     """Print one JSON line a prompt of a JSONL file: {"prompt" or "messages", "answer", and with `base` "base"}.
 
     Raises:
-        DataError: the file cannot be read, or a line of it is no prompt.
+        DataError: the file cannot be read, or a line of it is no prompt or longer than the model's context.
     """
     rows = read_prompts(file)
     first = _first_turns(source.config, None)
     prompts = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
-    talker = open_talker(source, changed, seed, base)
+    talker = open_talker(
+        source, changed, seed, base, {f"--file {file}, prompt {i}": prompt for i, prompt in enumerate(prompts, 1)}
+    )
     answers = talker.answers(prompts)
     beside = talker.answers(prompts, base=True) if base else [None] * len(rows)
     for row, text, other in zip(rows, answers, beside, strict=True):
@@ -112,10 +120,15 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
                 beside = [*beside, asked, {"role": "assistant", "content": other}]
 
 
-def open_talker(source: Source, changed: dict[str, object], seed: int, base: bool) -> Talker:
+def open_talker(
+    source: Source, changed: dict[str, object], seed: int, base: bool, asked: dict[str, Messages] | None = None
+) -> Talker:
     """Load base and adapter. Call `prepare_verb` before.
 
+    Args:
+        asked: what will be asked, by its name in a message.
     Raises:
+        DataError: one of `asked` is longer than the model's context; told before the base is loaded.
         ConfigError: the base's answers are wanted, and this adapter has changed the weights below it.
     """
     if base and source.peft.get("init_lora_weights") not in (True, None, *_LEAVE_THE_BASE):
@@ -124,8 +137,14 @@ def open_talker(source: Source, changed: dict[str, object], seed: int, base: boo
             "base cannot be asked beside it. See samples.md in the run's folder for its answers."
         )
     settings = replace(source.config.generation, **changed)  # type: ignore[arg-type]
-    model, tokenizer = load_trained(source)
-    return Talker(model=model, tokenizer=tokenizer, settings=settings, seed=seed)
+    from llama_lab.generate import check_context
+    from llama_lab.model import context_of
+
+    tokenizer, context = load_tokenizer_of(source), context_of(source.config.model)
+    for name, turns in (asked or {}).items():
+        check_context(turns, tokenizer, context, name)
+    model, _ = load_trained(source, tokenizer)
+    return Talker(model=model, tokenizer=tokenizer, settings=settings, seed=seed, context=context)
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from llama_lab.checkpoints import check_written_by, last_checkpoint
 from llama_lab.choices import Engine
 from llama_lab.data.batches import Collator
 from llama_lab.events import Listener
+from llama_lab.lora import join_whole_modules
 from llama_lab.loss import summed_loss
 from llama_lab.results import FitResult
 from llama_lab.rewards import number_of
@@ -84,7 +85,7 @@ def build_trainer(
 
 @contextmanager
 def adapter_kept(model: PeftModel) -> Iterator[None]:
-    """Afterwards the adapter is in fp32 and to the bit what it was."""
+    """Afterwards the adapter is in fp32 and to the bit what it was, and modules trained whole compute with it."""
     # TRL casts a 4-bit model's adapter to bf16, and a resumed run reloads it as fp32: then the two differ. Rounded, an
     # adapter that is trained further would also be another one, and no longer its own reference
     before = {name: param.detach().float().clone() for name, param in model.named_parameters() if param.requires_grad}
@@ -92,6 +93,7 @@ def adapter_kept(model: PeftModel) -> Iterator[None]:
     for name, param in model.named_parameters():
         if name in before:
             param.data = before[name]
+    join_whole_modules(model)
 
 
 def take_out_printers(trainer: Any) -> None:

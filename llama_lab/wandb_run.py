@@ -31,10 +31,11 @@ def has_key() -> bool:
     """Whether a key of W&B is set; nobody is asked for one.
 
     Raises:
-        ConfigError: it is malformed.
+        ConfigError: it is malformed, or another variable of W&B's is.
     """
+    wandb = _wandb()
     try:
-        return bool(_wandb().login(prompt=False, verify=False))
+        return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:
         # a malformed key: W&B names it in its own words
         raise ConfigError(
@@ -57,6 +58,7 @@ def start_wandb(
 
     Raises:
         NoAnswer: not even that.
+        ConfigError: a variable of W&B's is malformed.
     """
     wandb = _wandb()
     kwargs: dict[str, Any] = {
@@ -95,8 +97,32 @@ def _wandb() -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry, which it sends offline as well
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # else a login says where it found the key
+    try:
+        wandb.setup(wandb.Settings(silent=True))  # else a login says where it found the key
+    except Exception as error:
+        raise ConfigError(_wrong_setting(wandb, error)) from error
     return wandb
+
+
+def _wrong_setting(wandb: Any, error: Exception) -> str:
+    """Which of W&B's variables it does not take, found by giving it one at a time; their values may be secrets."""
+    for name, value in sorted(os.environ.items()):
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except Exception as refusal:
+            return (
+                f"W&B does not take what {name} is set to: {_reason(refusal)}. Type `unset {name}`, or set it to what "
+                "W&B takes; tracking=none does without W&B."
+            )
+    return (
+        f"W&B does not take its settings: {_reason(error)}. Mend its file of settings; tracking=none does without W&B."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """W&B's own words, or those of pydantic, which checks its settings, without an address."""
+    told = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+    return " ".join(told.split()).rstrip(".")
 
 
 def sync_command(folder: Path) -> str:

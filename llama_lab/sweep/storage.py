@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from llama_lab.errors import ConfigError, RunError
 
@@ -35,7 +36,7 @@ def storage_address(storage: str | None, folder: Path) -> str:
         storage: hydra.sweeper.storage.
         folder: the study's.
     Raises:
-        ConfigError: it is neither a journal file nor an address.
+        ConfigError: it is neither a journal file nor an address, or a database that no other process can see.
     """
     if storage is None:
         return str((folder / JOURNAL).resolve())
@@ -50,9 +51,26 @@ def storage_address(storage: str | None, folder: Path) -> str:
     kind, _, rest = storage.partition("://")
     if kind == "grpc" and not rest.rpartition(":")[2].isdecimal():
         raise ConfigError(f"hydra.sweeper.storage={storage} has no port. Type grpc://HOST:PORT.")
-    if kind == "sqlite" and rest.startswith("/") and not rest.startswith("//"):
-        return f"sqlite:///{Path(rest[1:]).resolve()}"
+    if kind.partition("+")[0] == "sqlite":
+        return _whole_sqlite_address(storage)
     return storage
+
+
+def _whole_sqlite_address(storage: str) -> str:
+    """An SQLite address with the whole path of its file, and its parameters; SQLite's own file:... stays one."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(storage)  # whether a % in it stands for itself depends on SQLAlchemy's version
+    file, parameters = url.database or "", dict(url.query)
+    is_uri = file.startswith("file:") and str(parameters.get("uri", "")).lower() in ("true", "1", "yes", "on")
+    name = unquote(file.removeprefix("file:")) if is_uri else file
+    if name in ("", ":memory:") or parameters.get("mode") == "memory":
+        raise ConfigError(
+            f"hydra.sweeper.storage={storage} is a database in memory, which the trials do not see and which is gone "
+            "afterwards. Type hydra.sweeper.storage=sqlite:///study.db, or leave it out."
+        )
+    whole = str(Path(name).resolve())
+    return url.set(database=f"file:{quote(whole)}" if is_uri else whole).render_as_string(hide_password=False)
 
 
 def shown_address(address: str) -> str:
@@ -142,7 +160,7 @@ def _open(address: str) -> BaseStorage:
         proxy.wait_server_ready(timeout=CONNECT_S)
         return proxy
     # a second writer of an sqlite file waits; a database may have closed an idle connection
-    engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
+    engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if kind.startswith("sqlite") else {"pool_pre_ping": True}
     for attempt in range(5):
         try:
             return storages.RDBStorage(address, engine_kwargs=engine)

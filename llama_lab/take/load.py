@@ -71,15 +71,19 @@ def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
     return model.eval()
 
 
-def load_trained(source: Source) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_trained(
+    source: Source, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Base, adapter and tokenizer of a source. Call `prepare_verb` before.
 
+    Args:
+        tokenizer: where it has been loaded already.
     Raises:
         ModelError: something cannot be loaded, or does not fit.
     """
     from llama_lab.model import load_base, set_special_tokens
 
-    tokenizer = load_tokenizer_of(source)
+    tokenizer = load_tokenizer_of(source) if tokenizer is None else tokenizer
     base = load_base(source.config.model, source.config.quant)
     set_special_tokens(base, tokenizer)
     return load_on(base, source), tokenizer

@@ -19,6 +19,7 @@ from llama_lab.config import RunConfig
 from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
+from llama_lab.same_base import fingerprint
 
 MEASURED = ("runtime_s", "tokens_per_s", "peak_memory_gib")
 """Ends of the names of numbers that differ from run to run."""
@@ -104,13 +105,14 @@ def _differences(lock: dict[str, Any], config: RunConfig) -> list[Difference]:
         "code": code_state(),
         "versions": {"python": _python(), "llama_lab": __version__} | package_versions(),
         "hardware": hardware(),
+        "model": {"fingerprint": fingerprint(config.model)} if (lock.get("model") or {}).get("fingerprint") else {},
         "dataset": {"fingerprint": _fingerprint(config)},
     }
     found: list[Difference] = []
     for part, content in now.items():
         then = _flat(lock.get(part))
         here = _flat(content)
-        keys = here.keys() if part == "dataset" else then.keys() | here.keys()
+        keys = here.keys() if part in ("dataset", "model") else then.keys() | here.keys()
         found += [(f"{part}.{k}", then.get(k), here.get(k)) for k in sorted(keys) if then.get(k) != here.get(k)]
     return found
 

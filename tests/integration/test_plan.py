@@ -1,6 +1,7 @@
 """The verbs `plan` and `data` by the real command line: what they say, what they write, and their exit codes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,15 @@ def test_a_model_that_cannot_be_reached_still_gets_its_memory(lab: Lab, tmp_path
     assert "159,907,840" in done.stdout  # rank 64 on all linear layers of the 7B
     assert "RTX 3090" in done.stdout
     assert "not in the local hub cache" in " ".join(done.stdout.split())
+
+
+def test_plan_says_that_a_base_cannot_be_loaded_of_which_it_can_read_the_tokenizer(
+    lab: Lab, tmp_path: Path, tiny_run: Path, shared: Path
+):
+    (tiny,) = (shared / "llama_lab_cache").glob("tiny-*")
+    base = shutil.copytree(tiny, tmp_path / "base")
+    (base / "config.json").write_text("{}")
+    done = lab("plan", *TINY, f"model.name={base}", "model.source=hub", "model.package=null", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"FAILS base model.name={base} cannot be loaded" in " ".join(done.stdout.split())
+    assert done.stderr == ""

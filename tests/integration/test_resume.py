@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,15 @@ def test_run_that_is_told_to_end_is_recorded_and_goes_on(lab, undisturbed, tmp_p
     assert done.returncode == 0, done.stderr
     assert_same_adapter(undisturbed, folder)
     assert read_json(folder / "result.json")["status"] == "ok"
+
+
+def test_ctrl_c_says_how_the_run_goes_on(lab, tmp_path):
+    folder = tmp_path / "run"
+    process = lab.start(f"hydra.run.dir={folder}", *WORDS, cwd=tmp_path)
+    while process.poll() is None and not steps_logged(folder):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == f"llama_lab: interrupted. Go on with: python -m llama_lab resume={folder}"
+    assert read_json(folder / "result.json")["status"] == "failed"

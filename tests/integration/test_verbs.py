@@ -1,5 +1,10 @@
 """`generate` and `chat` on a finished run."""
 
+import json
+import os
+import signal
+import subprocess
+
 import pytest
 
 
@@ -43,3 +48,34 @@ def test_broken_adapter_is_one_message(lab, tiny_run, tmp_path):
     assert done.returncode == 2
     assert "adapter" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_verb_is_one_line_without_a_run_to_go_on_with(lab, tiny_run):
+    process = lab.start("chat", tiny_run, cwd=tiny_run.parent, stdin=subprocess.PIPE)
+    while "Type a request" not in (line := process.stderr.readline()):
+        assert line, process.wait()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == "llama_lab: interrupted."
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_it_is_read(lab, tiny_run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "short"}\n' + json.dumps({"prompt": "x" * 1_000_000}) + "\n")
+    for words, name in [(["--file", file], f"--file {file}, prompt 2"), (["x" * 1024], "The request")]:
+        done = lab("generate", tiny_run, *words, cwd=tmp_path)
+        assert done.returncode == 2
+        (message,) = done.stderr.strip().splitlines()
+        assert message.startswith(f"llama_lab: {name} has 1,0")
+        assert "the model has places for 1,024, its answer included" in message
+    done = lab("generate", tiny_run, "x" * 1000, "--max-new-tokens", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_turn_longer_than_the_context_leaves_the_conversation(lab, tiny_run):
+    lines = "x" * 2000 + "\nTrain it.\n/exit\n"
+    done = lab("chat", tiny_run, "--max-new-tokens", "3", cwd=tiny_run.parent, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert "The conversation has 2,0" in done.stderr
+    assert "Type /reset to begin anew" in done.stderr

@@ -37,12 +37,12 @@ def tiny_tokenizer(model_cache):
 
 @pytest.fixture(scope="session")
 def tiny_base(model_cache) -> Callable:
-    """Loads model=tiny, stored as `quant` and computing in fp32 on every machine; a new one each call."""
+    """Loads model=tiny, stored as `quant` and computing in fp32 on every machine, or as told; a new one each call."""
     from llama_lab.model import load_base
 
     model = compose_words(["model=tiny"]).model
 
-    def load(quant: str = "none"):
-        return load_base(model, QuantSettings(type=QuantType(quant), compute_dtype=ComputeDtype.float32))
+    def load(quant: str = "none", compute: str = "float32"):
+        return load_base(model, QuantSettings(type=QuantType(quant), compute_dtype=ComputeDtype(compute)))
 
     return load

@@ -5,6 +5,7 @@ A refusal that no longer fails here can be dropped from llama_lab/checks.py.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, cast
 
@@ -16,10 +17,12 @@ from peft.tuners.lora import LoraLayer
 from llama_lab.checks import check_layers
 from llama_lab.choices import Engine, QuantType
 from llama_lab.compose import compose_words
-from llama_lab.config import LLAMA_LINEAR, LoraSettings
+from llama_lab.config import LLAMA_LINEAR, GenerationSettings, LoraSettings
 from llama_lab.data.splits import build_splits
 from llama_lab.errors import ConfigError
+from llama_lab.evaluate import held_out_loss
 from llama_lab.events import Listeners
+from llama_lab.generate import answer
 from llama_lab.lora import add_adapter
 from llama_lab.results import OBJECTIVES
 from llama_lab.trainer import fit
@@ -198,17 +201,18 @@ def test_every_objective_can_be_chosen(objective):
 # TRL
 
 
-@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
-def test_module_that_is_saved_is_trained_by_trl(tiny_base, tiny_tokenizer, tmp_path, module):
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens", "model.norm"])
+def test_module_that_is_saved_is_trained_by_trl(tiny_base, tiny_tokenizer, tmp_path, module, compute):
     """TRL computes the loss from lm_head.weight itself, so an adapter there is refused; a trained copy is read."""
     data = ["dataset.max_train_rows=4", "dataset.max_eval_rows=1", "trainer.per_device_train_batch_size=2"]
     config = compose_words(
         ["model=tiny", *data, "trainer.max_steps=2", "trainer.save_steps=0", "trainer.optim=adamw_torch"]
     )
-    model = add_adapter(tiny_base("nf4"), lora_of(module), seed=0)
+    model = add_adapter(tiny_base("nf4", compute), LoraSettings(r=4, modules_to_save=[module]), seed=0)
     (wrapper,) = (m for name, m in model.named_modules() if name.endswith(module))
     before = wrapper.modules_to_save.default.weight.detach().clone()
-    rows = build_splits(config.dataset, tiny_tokenizer, seed=0).train.tokens
+    splits = build_splits(config.dataset, tiny_tokenizer, seed=0)
     settings = FitSettings(
         trainer=config.trainer,
         seed=0,
@@ -216,9 +220,13 @@ def test_module_that_is_saved_is_trained_by_trl(tiny_base, tiny_tokenizer, tmp_p
         autocast_bf16=False,
         engine=Engine.standard,
     )
-    fit(model, tiny_tokenizer, rows, settings, Listeners(), dict)
-    assert not torch.equal(wrapper.modules_to_save.default.weight, before)
+    fit(model, tiny_tokenizer, splits.train.tokens, settings, Listeners(), dict)
+    assert not torch.equal(wrapper.modules_to_save.default.weight.to(before.dtype), before)
+    assert wrapper.modules_to_save.default.weight.dtype is torch.float32
     assert torch.equal(wrapper.original_module.weight, before)
+    assert math.isfinite(held_out_loss(model, tiny_tokenizer, splits.valid, 1))
+    greedy = GenerationSettings(max_new_tokens=2, do_sample=False)
+    assert len(answer(model, tiny_tokenizer, [[{"role": "user", "content": "Train it."}]], greedy)) == 1
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,28 @@ def test_addresses_hold_in_every_folder(tmp_path, monkeypatch):
     assert storage_address("a.journal", tmp_path) == str(tmp_path / "a.journal")
     assert storage_address("sqlite:///a.db", tmp_path) == f"sqlite:///{tmp_path}/a.db"
     assert storage_address("postgresql://me@host/db", tmp_path) == "postgresql://me@host/db"
-    for wrong, said in [("study", "study.journal"), ("grpc://host", "grpc://HOST:PORT")]:
+    wrongs = [("study", "study.journal"), ("grpc://host", "grpc://HOST:PORT")]
+    in_memory = ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&cache=shared&uri=true"]
+    for wrong, said in [*wrongs, *((address, "in memory") for address in in_memory)]:
         with pytest.raises(ConfigError, match=said):
             storage_address(wrong, tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["plain", "with a %20 and a blank"])
+@pytest.mark.parametrize(
+    "address",
+    ["sqlite:///s.db", "sqlite:///s.db?timeout=5", "sqlite+pysqlite:///s.db", "sqlite:///file:s.db?mode=rwc&uri=true"],
+)
+def test_sqlite_addresses_name_one_file_in_every_folder(tmp_path, monkeypatch, folder, address):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    whole = storage_address(address, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    optuna.create_study(storage=open_storage(whole), study_name="mine")
+    monkeypatch.chdir("/")
+    assert [study.study_name for study in open_storage(whole).get_all_studies()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert [path.name for path in (tmp_path / folder).iterdir()] == ["s.db"]
 
 
 def test_storages_that_cannot_be_opened(tmp_path):

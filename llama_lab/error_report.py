@@ -33,6 +33,15 @@ OF_THE_USER = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EBUSY,
+    errno.EFBIG,
+    errno.ENXIO,
+    errno.ESTALE,
 )
 """What the system refuses that a person can mend."""
 DISK_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded|inline_container.* unexpected pos")

@@ -6,6 +6,8 @@ from enum import StrEnum
 EVALUATION_FILE = "evaluation.json"
 MERGE_FILE = "merge.json"
 """The numbers of a merge, in the merged folder."""
+MODELFILE = ".Modelfile"
+"""The end of the name of Ollama's file beside a GGUF."""
 
 
 class Onto(StrEnum):

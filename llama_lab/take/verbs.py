@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_lab.errors import ConfigError
-from llama_lab.take.options import MERGE_FILE, EvaluateOptions, GgufKind, MergeOptions, Onto, OutDtype, Server
+from llama_lab.take.options import (
+    MERGE_FILE,
+    MODELFILE,
+    EvaluateOptions,
+    GgufKind,
+    MergeOptions,
+    Onto,
+    OutDtype,
+    Server,
+)
 
 if TYPE_CHECKING:
     from llama_lab.take.source import Source
@@ -96,7 +105,10 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
     from llama_lab.take.gguf_file import check_converter
     from llama_lab.take.target import check_new_file
 
+    if args.gguf.suffix != ".gguf":  # by which servers know it, and beside which its Modelfile has a name of its own
+        raise ConfigError(f"--gguf {args.gguf}: the name ends in .gguf. Type --gguf {args.gguf}.gguf")
     check_new_file(args.gguf, "--gguf")
+    check_new_file(args.gguf.with_suffix(MODELFILE), "--gguf: its Modelfile")
     check_converter()
     if (path / MERGE_FILE).is_file():
         from llama_lab.take.export import export_merged

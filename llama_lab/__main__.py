@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 
@@ -12,6 +13,7 @@ def main() -> int:
     from llama_lab.app import launch
     from llama_lab.cli import run_verb
     from llama_lab.error_report import report_error
+    from llama_lab.process import signals_raise
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -22,13 +24,14 @@ def main() -> int:
         if not ranks.is_first():
             return 0 if is_verb else ranks.follow()
         if is_verb:
-            return run_verb(words)
+            with signals_raise(signal.SIGTERM, signal.SIGHUP):
+                return run_verb(words)
         code = launch(words)
         ranks.tell(None)
         return code
     except KeyboardInterrupt as stop:
-        how = str(stop) or "Go on with: python -m llama_lab resume=RUN"
-        print(f"\nllama_lab: interrupted. {how}", file=sys.stderr)
+        again = "The same command begins anew." if is_verb else "Go on with: python -m llama_lab resume=RUN"
+        print(f"\nllama_lab: interrupted. {str(stop) or again}", file=sys.stderr)
         return 130
     except Exception as error:
         return report_error(error)

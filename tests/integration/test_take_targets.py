@@ -47,6 +47,18 @@ def test_a_second_merge_into_the_same_folder_is_refused(lab, tiny_run, tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["m", "tmp"]
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_merge_that_is_told_to_end_leaves_nothing(tmp_path, started, by):
+    merge = started()
+    os.killpg(merge.pid, by)
+    _, errors = merge.communicate(timeout=60)
+    assert merge.returncode == 128 + by
+    assert "Traceback" not in errors
+    assert ("The same command begins anew." in errors) is (by is signal.SIGINT)
+    assert [name for name in content(tmp_path) if "llama_lab" in name] == []
+    assert os.listdir(tmp_path) == ["tmp"]
+
+
 def test_what_a_killed_merge_left_is_removed_by_the_next_one(lab, tiny_run, tmp_path, started):
     merge = started()
     os.killpg(merge.pid, signal.SIGKILL)

@@ -24,6 +24,7 @@ from llama_lab.paths import CONF_DIR
 from llama_lab.reward_model import is_reward_adapter
 from llama_lab.rundir import RunDir
 from llama_lab.take.fits import check_fits
+from llama_lab.take.peft_config import check_config
 
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
 """What words may change of a finished run: where things are found and how they are measured, not what was learned."""
@@ -117,10 +118,11 @@ def _read_config(adapter: Path) -> dict[str, Any]:
     file = adapter / CONFIG_FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Save the adapter again.") from None
     if not isinstance(content, dict) or "peft_type" not in content:
         raise ModelError(f"{file} is no configuration of a PEFT adapter: it names no peft_type. Save it again.")
+    check_config(content, file)
     if not (adapter / "adapter_model.safetensors").is_file():
         pickled = (
             " Its weights are a pickle (adapter_model.bin), which is not read."

@@ -1,5 +1,9 @@
 """`generate` and `chat` on a finished run."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
 
@@ -33,8 +37,6 @@ def test_help_has_an_example(lab, tmp_path, verb):
 
 
 def test_broken_adapter_is_one_message(lab, tiny_run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     weights = copy / "adapter" / "adapter_model.safetensors"
@@ -43,3 +45,41 @@ def test_broken_adapter_is_one_message(lab, tiny_run, tmp_path):
     assert done.returncode == 2
     assert "adapter" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def own_run(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb", "checkpoints")))
+
+
+@pytest.mark.parametrize("verb", ["generate", "merge"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"target_modules": ["q_proj"]}, "the weights have 12 layers that it leaves out"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, and must be a positive number"),
+    ],
+)
+def test_an_adapter_that_would_be_loaded_by_half_is_one_message(lab, own_run, changed, said, verb):
+    file = own_run / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    rest = {"generate": ["hello"], "merge": ["--to", "mine"]}[verb]
+    done = lab(verb, own_run, *rest, cwd=own_run.parent)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_layer_that_the_weights_lack_is_one_message(lab, own_run):
+    from safetensors.numpy import load_file, save_file
+
+    config, weights = (own_run / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    peft, held = json.loads(config.read_text()), load_file(weights)
+    names = sorted({name.split(".")[-1] for name in peft["target_modules"]})
+    config.write_text(json.dumps(peft | {"target_modules": names}))
+    save_file({key: tensor for key, tensor in held.items() if "layers.1.self_attn.q_proj" not in key}, weights)
+    done = lab("generate", own_run, "hello", cwd=own_run.parent)
+    assert done.returncode == 2
+    assert "covers model.layers.1.self_attn.q_proj, and the weights have no such layer" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

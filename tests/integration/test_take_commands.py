@@ -127,6 +127,35 @@ def test_push_shows_what_it_would_send(lab, run, merge, tmp_path):
     assert content(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("merge.json", b"[", "is no JSON"),
+        ("merge.json", b"[]", "holds no JSON object"),
+        ("merge.json", b'{"is_faithful": "no"}', "does not say whether the merge is faithful"),
+        ("merge.json", b"\xff\xfe", "cannot be read"),
+        ("README.md", b"\xff\xfe", "cannot be read"),
+        ("README.md", None, "No such file"),
+        ("config.json", b"[", "config.json cannot be read"),
+        ("model.safetensors.index.json", b"{}", "names weight_map, which is not there"),
+        ("model-00001-of-00002.safetensors", None, "names model-00001-of-00002.safetensors, which is not there"),
+        ("model-00001-of-00002.safetensors", b"cut off", "model-00001-of-00002.safetensors cannot be read"),
+    ],
+)
+def test_push_of_a_damaged_folder_is_one_message(lab, merge, tmp_path, name, content, said):
+    folder = shutil.copytree(merge[1], tmp_path / "mine")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    done = lab("push", "mine", "--repo", "me/mine", "--send", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama_lab: Nothing was sent: ")
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
 def test_repro(lab, run, tmp_path):
     told = ended_well(lab("repro", run, "--to", "again", cwd=tmp_path))
     assert "The same, bit by bit" in told

@@ -170,6 +170,19 @@ def test_repro_check_runs_nothing(lab, run, tmp_path):
     assert content(tmp_path) == []
 
 
+def test_repro_of_a_run_whose_base_is_gone_is_one_message(lab, run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    lock = read_json(own / "run.json")
+    lock["config"]["model"] |= {"name": str(tmp_path / "gone"), "source": "hub"}
+    (own / "run.json").write_text(json.dumps(lock))
+    for more in (["--check"], ["--to", "again"]):
+        done = lab("repro", own, *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"until what it began with is back: model.name={tmp_path}/gone: there is no such folder." in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert os.listdir(tmp_path) == ["run"]
+
+
 def test_serve_names_its_command(lab, merge, tmp_path):
     _, merged = merge
     told = ended_well(lab("serve", merged, "--port", "8123", "--dry-run", cwd=tmp_path)).splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -44,10 +45,12 @@ def serve(path: Path, settings: list[str], options: ServeOptions) -> int:
 
     Raises:
         RunError: nothing is there that it could serve.
-        ConfigError: the server is not installed.
+        ConfigError: the server is not installed, or the port cannot be had.
     """
     server = options.server or (Server.llama_cpp if path.suffix == ".gguf" else Server.transformers)
     command = command_of(server, path, settings, options.port)
+    if not options.dry_run:
+        _check_port(options.port)
     print(f"{shlex.join(command)}\nhttp://{HOST}:{options.port}/v1", flush=True)
     if options.dry_run:
         return 0
@@ -56,6 +59,16 @@ def serve(path: Path, settings: list[str], options: ServeOptions) -> int:
     if missing:
         raise ConfigError(f"--with {server} needs {missing[0]}. Type: python -m pip install '{package}'")
     os.execvp(command[0], command)
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that another program has, or the system keeps; the server would say so after it has loaded."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one that has just ended is none
+        try:
+            here.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}. Type another one from 1024 on.") from None
 
 
 def command_of(server: Server, path: Path, settings: list[str], port: int) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llama_lab.errors import ConfigError
 from llama_lab.take.options import (
+    MAX_PORT,
     MERGE_FILE,
     MODELFILE,
     EvaluateOptions,
@@ -137,7 +138,7 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
         choices=[str(server) for server in Server],
         help="default: llama-cpp for a GGUF, else transformers, which takes no adapters",
     )
-    parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
+    parser.add_argument("--port", type=port, default=8000, help="default: 8000")
     parser.add_argument("--dry-run", action="store_true", help="only print the command")
     args = parser.parse_intermixed_args(words)
     from llama_lab.take.serving import ServeOptions, serve
@@ -259,4 +260,15 @@ def at_least_one(word: str) -> int:
     """
     if not (word.isdecimal() and int(word)):
         raise argparse.ArgumentTypeError(f"{word} is no whole number from 1")
+    return int(word)
+
+
+def port(word: str) -> int:
+    """A port of this machine.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (word.isdecimal() and 1 <= int(word) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"{word} is no whole number from 1 to {MAX_PORT}")
     return int(word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -189,6 +190,23 @@ def test_serve_names_its_command(lab, merge, tmp_path):
     assert told[0].endswith(f"transformers serve {merged} --host 127.0.0.1 --port 8123")
     assert told[1:] == ["http://127.0.0.1:8123/v1"]
     assert content(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["99999", "65536", "0", "-1", "abc"])
+def test_serve_takes_ports_alone(lab, merge, tmp_path, word):
+    done = lab("serve", merge[1], "--port", word, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--port: {word} is no whole number from 1 to 65535" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_serve_says_that_a_port_is_in_use(lab, merge, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = lab("serve", merge[1], "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"llama_lab: --port {port}: Address already in use. Type another one from 1024 on.\n"
+    assert done.stdout == ""
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is in this environment")

@@ -113,8 +113,10 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; one that a kill cut off, or that is none of ours, is left out."""
+        # a byte that is no UTF-8 spoils its line alone
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -68,13 +68,10 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
     _answer_both(talker, turns, turns, base)
 
 
-def generate_file(source: Source, file: Path, changed: dict[str, object], *, seed: int, base: bool) -> None:
-    """Print one JSON line a prompt of a JSONL file: {"prompt" or "messages", "answer", and with `base` "base"}.
-
-    Raises:
-        DataError: the file cannot be read, or a line of it is no prompt.
-    """
-    rows = read_prompts(file)
+def answer_rows(
+    source: Source, rows: list[dict[str, Any]], changed: dict[str, object], *, seed: int, base: bool
+) -> None:
+    """Print one JSON line a row of `read_prompts`: {"prompt" or "messages", "answer", and with `base` "base"}."""
     first = _first_turns(source.config, None)
     prompts = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
     talker = open_talker(source, changed, seed, base)

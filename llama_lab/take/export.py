@@ -16,6 +16,7 @@ from llama_lab.config import GenerationSettings
 from llama_lab.data.templates import encode_prompt
 from llama_lab.errors import RunError
 from llama_lab.take.gguf_file import answers_of, check_file, convert, without_marks
+from llama_lab.take.load import tokenizer_in
 from llama_lab.take.merge import merge_into
 from llama_lab.take.modelfile import modelfile
 from llama_lab.take.options import MERGE_FILE, MODELFILE, GgufKind, MergeOptions, OutDtype
@@ -76,11 +77,9 @@ def _export(
     Args:
         merged: gives the folder of the model; may make the one that it is told of.
     """
-    from transformers import AutoTokenizer
-
     with Ticker() as tick, new_file(file, "--gguf") as partial:
         model = merged(partial.with_name("merged"), tick)
-        tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = tokenizer_in(model)
         tick(f"converting to {kind}")
         convert(_plain_template(model, partial.with_name("plain") / file.stem), partial, kind)
         tick("loading it back")

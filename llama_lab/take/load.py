@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_lab.checkpoints import WEIGHTS
@@ -29,14 +30,12 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer saved with the adapter, else that of the base.
 
     Raises:
-        ModelError: it has more tokens than the base has rows for.
+        ModelError: its files are damaged, or it has more tokens than the base has rows for.
     """
-    from transformers import AutoTokenizer
-
     from llama_lab.model import base_shape, load_tokenizer
 
     if (source.adapter / "tokenizer_config.json").is_file():
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.adapter)
+        tokenizer: Any = tokenizer_in(source.adapter)
         if not tokenizer.chat_template or (source.run_dir is None and source.config.model.chat_template):
             tokenizer.chat_template = load_tokenizer(source.config.model).chat_template
         if tokenizer.pad_token is None:
@@ -51,6 +50,24 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
             f"{len(tokenizer)} rows."
         )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved in a folder.
+
+    Raises:
+        ModelError: its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder))
+    except Exception as error:  # of each file another one
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read: {reason}. Bring tokenizer.json, tokenizer_config.json and "
+            "chat_template.jinja back as they were."
+        ) from error
 
 
 def load_on(base: PreTrainedModel, source: Source) -> PeftModel:

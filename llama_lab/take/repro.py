@@ -76,7 +76,9 @@ def repro(path: Path, options: ReproOptions) -> int:
     _show_differences(found, lock)
     if options.check:
         return 1 if found else 0
-    if not run_dir.result.exists():
+    if run_dir.result.exists():
+        run_dir.read_result()  # one that is damaged is told before the run is done
+    else:
         print(f"{run_dir.path} has no result to compare with; the run is done all the same.")
     _run(config, to, lock["overrides"])
     return _verdict(run_dir, RunDir(to), found, options.tolerance)

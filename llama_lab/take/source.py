@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from llama_lab.checkpoints import damage
 from llama_lab.checks import check_model
 from llama_lab.choices import ModelSource
 from llama_lab.compose import compose_tree, parse
@@ -28,6 +29,8 @@ from llama_lab.take.peft_config import check_config
 
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
 """What words may change of a finished run: where things are found and how they are measured, not what was learned."""
+BESIDE = ("generation_config.json", "tokenizer_config.json")
+"""Files of an adapter that are copied, or read late."""
 ROWS = ("dataset=", "dataset.name=", "dataset.path=", "dataset.package=")
 """How words that name rows begin."""
 
@@ -129,6 +132,9 @@ def _read_config(adapter: Path) -> dict[str, Any]:
             * (adapter / "adapter_model.bin").is_file()
         )
         raise ModelError(f"{adapter} has no adapter_model.safetensors.{pickled} Save it with save_pretrained.")
+    for beside in (adapter / name for name in BESIDE if (adapter / name).is_file()):
+        if (reason := damage(beside)) is not None:
+            raise ModelError(f"{beside} cannot be read: {reason}. Bring it back as it was.")
     return content
 
 

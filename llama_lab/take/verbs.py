@@ -107,7 +107,8 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
     from llama_lab.take.target import check_new_file
 
     if args.gguf.suffix != ".gguf":  # by which servers know it, and beside which its Modelfile has a name of its own
-        raise ConfigError(f"--gguf {args.gguf}: the name ends in .gguf. Type --gguf {args.gguf}.gguf")
+        named = args.gguf.parent / f"{args.gguf.name or 'my'}.gguf"
+        raise ConfigError(f"--gguf {args.gguf}: the name ends in .gguf. Type --gguf {named}")
     check_new_file(args.gguf, "--gguf")
     check_new_file(args.gguf.with_suffix(MODELFILE), "--gguf: its Modelfile")
     check_converter()

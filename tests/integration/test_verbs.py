@@ -1,6 +1,7 @@
 """`generate` and `chat` on a finished run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -83,3 +84,50 @@ def test_a_layer_that_the_weights_lack_is_one_message(lab, own_run):
     assert done.returncode == 2
     assert "covers model.layers.1.self_attn.q_proj, and the weights have no such layer" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", b'{"a":', "its tokenizer cannot be read: JSONDecodeError"),
+        ("tokenizer.json", b"null", "its tokenizer cannot be read: AttributeError"),
+        ("tokenizer_config.json", b"", "tokenizer_config.json cannot be read"),
+        ("tokenizer_config.json", b"[]", "its tokenizer cannot be read: AttributeError"),
+        ("chat_template.jinja", b"\xff\xfe", "its tokenizer cannot be read: UnicodeDecodeError"),
+        ("generation_config.json", b'{"a":', "generation_config.json cannot be read"),
+    ],
+)
+def test_damaged_files_beside_the_adapter_are_one_message(lab, own_run, name, content, said):
+    (own_run / "adapter" / name).write_bytes(content)
+    done = lab("merge", own_run, "--to", "mine", cwd=own_run.parent)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert os.listdir(own_run.parent) == ["run"]
+
+
+def test_generate_reads_a_pipe_once(lab, tiny_run):
+    words = ["generate", tiny_run, "--file", "/dev/stdin", "--max-new-tokens", "2"]
+    done = lab.fresh(*words, cwd=tiny_run.parent, stdin='"Train it."\n{"prompt": "hello", "id": 7}\n')
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line).get("id") for line in done.stdout.splitlines()] == [None, 7]
+
+
+def test_push_shows_a_card_of_a_run_whose_files_hold_odd_values(lab, own_run):
+    for name, odd in (
+        ("run.json", {"dataset": None, "model": [], "versions": 5}),
+        ("result.json", {"eval_loss": "low", "perplexity": [1], "exact_match": {}}),
+    ):
+        file = own_run / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | odd))
+    done = lab("push", own_run, "--repo", "me/mine", cwd=own_run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "| perplexity | - | - |" in done.stdout
+
+
+def test_repro_reads_the_result_before_it_does_the_run_again(lab, own_run):
+    (own_run / "result.json").write_text('{"status": "ok"')
+    done = lab("repro", own_run, "--to", "again", cwd=own_run.parent)
+    assert done.returncode == 2
+    assert "result.json is not whole" in done.stderr
+    assert os.listdir(own_run.parent) == ["run"]

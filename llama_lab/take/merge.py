@@ -48,6 +48,7 @@ def merge_into(folder: Path, source: Source, options: MergeOptions, tick: Ticker
     Raises:
         RunError: no merge is faithful and `force` is off.
     """
+    card(source, Loading(is_adapter=False))  # what of it cannot be read is told now, and not after the merge
     tick("reading base and held-out rows")
     tokenizer = load_tokenizer_of(source)
     config = source.config

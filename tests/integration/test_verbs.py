@@ -131,3 +131,13 @@ def test_repro_reads_the_result_before_it_does_the_run_again(lab, own_run):
     assert done.returncode == 2
     assert "result.json is not whole" in done.stderr
     assert os.listdir(own_run.parent) == ["run"]
+
+
+def test_merge_reads_what_its_card_says_before_it_begins(lab, own_run):
+    (own_run / "result.json").write_text('{"status": "ok"')
+    done = lab("merge", own_run, "--to", "mine", cwd=own_run.parent)
+    assert done.returncode == 2
+    assert "result.json is not whole, so the run cannot be read. Bring it back, or remove it." in done.stderr
+    assert done.stdout == ""  # the table of what was measured comes first
+    (own_run / "result.json").unlink()
+    assert lab("merge", own_run, "--to", "mine", cwd=own_run.parent).returncode == 0

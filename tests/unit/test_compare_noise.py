@@ -1,9 +1,12 @@
 """A winner is called so only where it is outside the noise."""
 
 import math
+import os
+import threading
 
 import pytest
 
+from llama_lab.compare.read import read_run
 from llama_lab.compare.show import Options, comparison
 from llama_lab.compare.table import as_json
 
@@ -149,3 +152,31 @@ def test_hardware_that_is_no_list_is_shown_as_it_is(tmp_path):
     make_run(tmp_path / "run", 1.0, lock={"hardware": {"gpus": 5}})
     found = comparison(Options(paths=[tmp_path], columns=["gpu"]))
     assert [row.value("gpu") for row in found.rows] == [5]
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("run.json", "broken"),
+        ("result.json", "broken"),
+        ("metrics.jsonl", "broken"),
+        ("samples.md", "ok"),
+        (".hydra/hydra.yaml", "ok"),
+        (".lock", "interrupted"),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, name, status):
+    folder = make_run(tmp_path / "run", None if status == "interrupted" else 1.0)
+    (folder / ".hydra").mkdir()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    found = []
+
+    def read():
+        run = read_run(folder, "run")
+        found.append((run.status, run.samples(), run.metrics(), run.choices))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert [one for one, *_ in found] == [status]

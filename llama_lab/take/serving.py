@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
@@ -114,7 +115,7 @@ def vllm_command(source: Source) -> list[str]:
             f"python -m llama_lab merge {source.path} --to my_model, then vllm serve my_model"
         )
     words = ["vllm", "serve", _base_of(source), "--enable-lora", "--max-lora-rank", str(allowed)]
-    words += ["--lora-modules", f"{source.path.absolute().name}={source.adapter.absolute()}"]
+    words += ["--lora-modules", _lora_module(source.path.absolute().name, str(source.adapter.absolute()))]
     if (source.adapter / "chat_template.jinja").is_file():
         words += ["--chat-template", str((source.adapter / "chat_template.jinja").absolute())]
     if source.config.quant.type is QuantType.nf4:
@@ -122,6 +123,13 @@ def vllm_command(source: Source) -> list[str]:
     if source.config.model.revision:
         words += ["--revision", source.config.model.revision]
     return words
+
+
+def _lora_module(name: str, path: str) -> str:
+    # folders of a grid are named lora.r=8,...; vLLM takes NAME=PATH apart at every =, and what has a comma for JSON
+    if set("=,") & set(name + path):
+        return json.dumps({"name": name, "path": path}, ensure_ascii=False)
+    return f"{name}={path}"
 
 
 def _base_of(source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -114,6 +115,13 @@ def test_export_prints_the_command_of_vllm(lab, run, tmp_path):
     assert told.count("\n") == 1
     assert f"--lora-modules run={run / 'adapter'}" in told
     assert content(tmp_path) == []
+
+
+def test_vllm_gets_a_folder_of_a_grid_as_json(lab, run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "lora.r=4,seed=1")
+    words = shlex.split(ended_well(lab("export", own, "--vllm", cwd=tmp_path)))
+    told = json.loads(words[words.index("--lora-modules") + 1])
+    assert told == {"name": "lora.r=4,seed=1", "path": str(own / "adapter")}
 
 
 def test_push_shows_what_it_would_send(lab, run, merge, tmp_path):

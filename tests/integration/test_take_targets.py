@@ -22,7 +22,7 @@ def started(lab, tiny_run, tmp_path) -> Callable[[], subprocess.Popen[str]]:
     def start() -> subprocess.Popen[str]:
         begun.append(lab.start("merge", tiny_run, "--to", "m", cwd=tmp_path, TMPDIR=str(tmp_path / "tmp")))
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "tmp").glob("llama_lab-layers-*")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".m.partial/layers-*")) and time.monotonic() < deadline:
             assert begun[-1].poll() is None, begun[-1].communicate()
             time.sleep(0.002)
         return begun[-1]
@@ -64,6 +64,7 @@ def test_what_a_killed_merge_left_is_removed_by_the_next_one(lab, tiny_run, tmp_
     os.killpg(merge.pid, signal.SIGKILL)
     merge.wait()
     (tmp_path / ".m.partial" / "new" / "model-00009-of-00009.safetensors").touch()
+    assert [name for name in content(tmp_path / "tmp") if "llama_lab" in name] == []  # all lies in that folder
     ended_well(lab("merge", tiny_run, "--to", "m", cwd=tmp_path))
     assert set(MERGED_FILES) <= set(os.listdir(tmp_path / "m"))
     assert "model-00009-of-00009.safetensors" not in os.listdir(tmp_path / "m")

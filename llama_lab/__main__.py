@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 
@@ -29,6 +30,7 @@ def _do(words: list[str]) -> int:
     from llama_lab.app import launch
     from llama_lab.cli import run_verb
     from llama_lab.error_report import report_error
+    from llama_lab.process import signals_raise
     from llama_lab.unread import go_on_unread
 
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
@@ -39,7 +41,8 @@ def _do(words: list[str]) -> int:
         if not ranks.is_first():
             return 0 if is_verb else ranks.follow()
         if is_verb:
-            return run_verb(words)
+            with signals_raise(signal.SIGTERM, signal.SIGHUP):
+                return run_verb(words)
         code = launch(words)
         ranks.tell(None)
         return code

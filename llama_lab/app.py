@@ -177,9 +177,9 @@ def resume(folder: Path, words: list[str]) -> int:
 
 def run_in(config: RunConfig, folder: Path, overrides: list[str], listeners: Sequence[Listener] = ()) -> float:
     """One run in this process; the heavy libraries are imported here, after all checks."""
-    from llama_lab.process import prepare
+    from llama_lab.process import prepare, terminated
 
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     go_on_unread()
     prepare(config)
     with telling_how_to_go_on(folder, "run.json"):
@@ -258,7 +258,3 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     with read_write(task), open_dict(task):
         del task["hydra"]
     return task
-
-
-def _terminated(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)  # Slurm's and Docker's way to stop a job: record it and let go

@@ -61,13 +61,13 @@ def check_readable(folder: Path) -> None:
         return
     files = sorted({newest / WEIGHTS, *newest.iterdir()})
     for file in files:
-        if (reason := _damage(file)) is not None:
+        if (reason := damage(file)) is not None:
             then = f"goes on from {older[-1]}" if older[-1] else "starts again"
             raise RunError(f"{file} cannot be read: {reason}. Remove the folder {newest}, and the run {then}.")
 
 
-def _damage(file: Path) -> str | None:
-    """Why a file of a checkpoint cannot be read; None where it can, as far as that is quickly known."""
+def damage(file: Path) -> str | None:
+    """Why a file cannot be read; None where it can, as far as that is quickly known."""
     read = READERS.get(file.suffix)
     try:
         return read(file) if read else None

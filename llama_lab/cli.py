@@ -87,12 +87,12 @@ def _generate(parser: argparse.ArgumentParser, words: list[str]) -> int:
         args.settings, args.request = [args.request, *args.settings], None
     if args.file is None and not (args.request or "").strip():
         raise ConfigError("The request is empty. Type it in quotes after the run's folder, or --file prompts.jsonl.")
-    from llama_lab.talk import generate, generate_file, read_prompts
+    from llama_lab.talk import answer_rows, generate, read_prompts
 
     if args.file is not None:
-        read_prompts(args.file)  # before the model is loaded
+        rows = read_prompts(args.file)  # before the model is loaded, and once: it may be a pipe
         source = take.opened(args.run, args.settings)
-        generate_file(source, args.file, _settings(args), seed=args.seed, base=args.base)
+        answer_rows(source, rows, _settings(args), seed=args.seed, base=args.base)
     else:
         source = take.opened(args.run, args.settings)
         generate(source, args.request, _settings(args), seed=args.seed, base=args.base)

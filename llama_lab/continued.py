@@ -13,6 +13,7 @@ from llama_lab.errors import ConfigError, ModelError
 from llama_lab.reward_model import HEAD, REWARD_MODULES, is_reward_adapter
 from llama_lab.same_base import was_exchanged
 from llama_lab.take.fits import check_fits
+from llama_lab.take.peft_config import check_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,10 +35,11 @@ def check_adapter(config: RunConfig) -> None:
     try:
         peft = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         settings = _settings_of(peft)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"model.adapter={name}: {folder / CONFIG_FILE} cannot be read as that of a LoRA: {error}."
         ) from None
+    check_config(peft, folder / CONFIG_FILE)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"model.adapter={name}: {folder} has no adapter_model.safetensors. Name a run that has ended.")
     _check_kind(peft, config)

@@ -33,8 +33,20 @@ OF_THE_USER = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EIO,
+    errno.EFBIG,
+    errno.ESTALE,
 )
 """What the system refuses that a person can mend."""
+OF_A_NAME = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EBUSY,
+    errno.ENXIO,
+)
+"""What it refuses of a name that a person has typed; without a name it is a fault of ours."""
 DISK_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded|inline_container.* unexpected pos")
 """What Python, safetensors and torch say where the disk is full; torch does not say why it could not write."""
 
@@ -74,7 +86,7 @@ def report_error(error: BaseException) -> int:
     if type(error).__name__ == "OutOfMemoryError":
         print(f"llama_lab: {OUT_OF_MEMORY}", file=sys.stderr)
         return LlamaLabError.exit_code
-    if isinstance(error, OSError) and error.errno in OF_THE_USER:
+    if isinstance(error, OSError) and (error.errno in OF_THE_USER or (error.filename and error.errno in OF_A_NAME)):
         print(f"llama_lab: {of_the_system(error)}", file=sys.stderr)
         return LlamaLabError.exit_code
     where = "llama_lab.log in the run's folder has the traceback, and " if hasattr(error, _IN_LOG) else ""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from llama_lab.config import RunConfig
 from llama_lab.hub import is_reachable, needs_hub
@@ -37,3 +41,22 @@ def quiet_libraries(config: RunConfig) -> None:
     if not config.verbose:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
+
+def terminated(signum: int, frame: object) -> NoReturn:
+    """End the process by an exception, so that what it holds is let go; for signal.signal."""
+    raise SystemExit(128 + signum)  # Slurm's and Docker's way to stop a job: record it and let go
+
+
+@contextmanager
+def signals_raise(*signals: signal.Signals) -> Iterator[None]:
+    """Let signals that would end this process raise SystemExit, so that nothing is left behind."""
+    before = {number: signal.getsignal(number) for number in signals}
+    caught = [number for number, handler in before.items() if handler is signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in caught:
+        signal.signal(number, terminated)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])

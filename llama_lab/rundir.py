@@ -77,7 +77,7 @@ class RunDir:
         Raises:
             RunError: the folder holds no run, or the file is not whole.
         """
-        lock = _read_json(self.lock, f"{self.path} holds no run (there is no run.json in it)")
+        lock = _read_json(self.lock, f"{self.path} holds no run (there is no run.json in it)", "Start a new run")
         if not (isinstance(lock.get("config"), dict) and isinstance(lock.get("overrides"), list)):
             raise RunError(f"{self.lock} lacks the settings of a run. Start a new run.")
         return lock
@@ -92,7 +92,7 @@ class RunDir:
         Raises:
             RunError: the run has not ended, or the file is not whole.
         """
-        return _read_json(self.result, f"{self.path} has no result yet")
+        return _read_json(self.result, f"{self.path} has no result yet", "Bring it back, or remove it")
 
     def write_result(
         self, result: Result | None, *, status: str, error: str | None = None, num_steps: int | None = None
@@ -113,8 +113,10 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; one that a kill cut off, or that is none of ours, is left out."""
+        # a byte that is no UTF-8 spoils its line alone
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -175,9 +177,10 @@ def check_run_folder(folder: Path, resume: Resume, key: str = "hydra.run.dir") -
         raise RunError(f"{key}={folder}: {existing} cannot be written. Type another {key}.")
 
 
-def _read_json(path: Path, absent: str) -> dict[str, Any]:
+def _read_json(path: Path, absent: str, instead: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8", opener=without_waiting) as file:
+            content = json.loads(file.read())
     except FileNotFoundError:
         raise RunError(f"{absent}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
@@ -185,8 +188,13 @@ def _read_json(path: Path, absent: str) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} is not whole, so the run cannot be read. Start a new run.")
+        raise RunError(f"{path} is not whole, so the run cannot be read. {instead}.")
     return content
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for `open`: what is a pipe, and no file, is empty instead of waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

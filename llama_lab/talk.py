@@ -74,17 +74,18 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
     _answer_both(talker, turns, turns, base)
 
 
-def generate_file(source: Source, file: Path, changed: dict[str, object], *, seed: int, base: bool) -> None:
-    """Print one JSON line a prompt of a JSONL file: {"prompt" or "messages", "answer", and with `base` "base"}.
+def answer_rows(
+    source: Source, rows: list[dict[str, Any]], changed: dict[str, object], *, seed: int, base: bool
+) -> None:
+    """Print one JSON line a row of `read_prompts`: {"prompt" or "messages", "answer", and with `base` "base"}.
 
     Raises:
-        DataError: the file cannot be read, or a line of it is no prompt or longer than the model's context.
+        DataError: a row is longer than the model's context.
     """
-    rows = read_prompts(file)
     first = _first_turns(source.config, None)
     prompts = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
     talker = open_talker(
-        source, changed, seed, base, {f"--file {file}, prompt {i}": prompt for i, prompt in enumerate(prompts, 1)}
+        source, changed, seed, base, {f"--file, prompt {i}": prompt for i, prompt in enumerate(prompts, 1)}
     )
     answers = talker.answers(prompts)
     beside = talker.answers(prompts, base=True) if base else [None] * len(rows)

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab.errors import ConfigError, RunError, no_folder
+from llama_lab.take.options import MAX_PORT
 
 HOST = "127.0.0.1"
-MAX_PORT = 65535
 
 
 def dashboard(study: Path, port: int = 0) -> int:

@@ -22,6 +22,8 @@ from llama_lab.lock import flat
 CURVES = ("train/loss", "eval/loss")
 FILE_WIDTH = 140
 PLOT_WIDTH, PLOT_HEIGHT = 100, 18
+MAX_DRAWN = 1e100
+"""Numbers from there on have differences that are no floats, which plotext cannot draw."""
 ABSENT = "(not recorded)"
 Pair = tuple[str, Any, Any]
 
@@ -79,7 +81,7 @@ def curves(a: Run, b: Run, name: str, width: int = PLOT_WIDTH, height: int = PLO
 def points(run: Run, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of a metric."""
     rows = [(row["step"], number(row.get(name))) for row in run.metrics()]
-    known = [(step, value) for step, value in rows if value is not None]
+    known = [(step, value) for step, value in rows if value is not None and max(abs(step), abs(value)) < MAX_DRAWN]
     return [step for step, _ in known], [value for _, value in known]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama_lab.compare.read import Run, read_run
 from llama_lab.errors import RunError, no_folder
-from llama_lab.rundir import STAGES_FILE
+from llama_lab.rundir import STAGES_FILE, without_waiting
 
 MARKS = {"run.json", "result.json", "metrics.jsonl", ".hydra"}
 """A folder with one of these is a run's."""
@@ -103,7 +103,7 @@ def _tell_limits(runs: list[Run]) -> None:
 
 def _trials(path: Path) -> dict[str, dict[str, str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", newline="", opener=without_waiting) as file:
             return {str(row.get("trial")): row for row in csv.DictReader(file)}
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}

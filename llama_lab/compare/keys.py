@@ -17,7 +17,9 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "created": lambda run: run.lock.get("created"),
     "commit": lambda run: below(run.lock, "code", "commit"),
     "data": lambda run: below(run.lock, "dataset", "fingerprint"),
-    "gpu": lambda run: ", ".join(map(str, below(run.lock, "hardware", "gpus") or [])),
+    "gpu": lambda run: (
+        ", ".join(map(str, gpus)) if isinstance(gpus := below(run.lock, "hardware", "gpus"), list) else gpus
+    ),
 }
 """What a run knows of itself beside its settings and numbers."""
 GROUPS = (*GROUP_KEYS, "lora", "experiment", "search")

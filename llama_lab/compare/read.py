@@ -14,6 +14,7 @@ from typing import Any
 
 from llama_lab.lock import flat
 from llama_lab.results import OBJECTIVES
+from llama_lab.rundir import without_waiting
 
 ENDED = ("ok", "failed", "pruned", "infeasible")
 """What result.json says of a run; the others are running, interrupted and broken."""
@@ -73,7 +74,7 @@ class Run:
         pairs = (str(word).partition("=") for word in words) if isinstance(words, list) else ()
         typed = {key: value for key, _, value in pairs if "." not in key}
         try:
-            text = (self.folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+            text = _bytes(self.folder / ".hydra" / "hydra.yaml").decode()
         except (OSError, UnicodeDecodeError):
             return spoken | typed
         # a YAML parser takes 20 ms a file; Hydra writes this block in one way
@@ -137,7 +138,7 @@ def _status(folder: Path, lock: dict[str, Any] | None, result: dict[str, Any] | 
 def _is_held(folder: Path) -> bool:
     """Whether a process works in the folder: `RunDir.held` keeps its .lock."""
     try:
-        with (folder / ".lock").open() as file:
+        with open(folder / ".lock", opener=without_waiting) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, when the file is closed
     except BlockingIOError:
         return True
@@ -149,7 +150,7 @@ def _is_held(folder: Path) -> bool:
 def _metrics_problem(path: Path) -> str:
     """What is wrong with the end of metrics.jsonl; a kill cuts there."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             tail = file.read()
@@ -169,7 +170,7 @@ def _metrics_problem(path: Path) -> str:
 def _json(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The object in the file, None where there is none; and what is wrong with it."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_bytes(path))
     except FileNotFoundError:
         return None, ""
     except (ValueError, RecursionError):
@@ -181,9 +182,14 @@ def _json(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return _bytes(path).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _bytes(path: Path) -> bytes:
+    with open(path, "rb", opener=without_waiting) as file:
+        return file.read()
 
 
 def number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,7 @@ class Row:
     @property
     def n(self) -> int:
         """Seeds."""
-        """Seeds."""
-        return len({run.settings.get("seed") for run in self.runs})
+        return len({_seed(run) for run in self.runs})
 
     def value(self, key: str) -> Any:
         """What stands in a column; of a number its mean."""
@@ -203,10 +203,10 @@ def _as_begun(run: Run, *later: Path) -> str:
     # where the folder of both was moved, the one that it began with lies beside it
     for folder in (Path(str(start)), run.folder.parent / Path(str(start)).name):
         seen = (*later, run.folder.resolve())
-        if folder.resolve() in seen or not (folder / "run.json").is_file():
+        if not os.path.isfile(folder / "run.json") or folder.resolve() in seen:  # any text may stand there
             continue
         before = read_run(folder, folder.name)
-        if before.settings.get("seed") == run.settings.get("seed"):
+        if _seed(before) == _seed(run):
             return key.replace(_text(start), _as_begun(before, *seen))
     return key
 
@@ -219,13 +219,18 @@ def _numbers(runs: Sequence[Run]) -> dict[str, Stat]:
     counted = [run for run in runs if run.folder.parent.name == CONFIRM] or runs
     found = {}
     for key in NUMBERS:
-        by_seed: dict[Any, list[float]] = {}
+        by_seed: dict[str, list[float]] = {}
         for run in counted:
             if key in run.numbers:
-                by_seed.setdefault(run.settings.get("seed"), []).append(run.numbers[key])
+                by_seed.setdefault(_seed(run), []).append(run.numbers[key])
         if by_seed:
             found[key] = Stat(values=tuple(map(statistics.fmean, by_seed.values())))
     return found
+
+
+def _seed(run: Run) -> str:
+    """The seed, or whatever stands in its place, as a text."""
+    return _text(run.settings.get("seed"))
 
 
 def _text(value: Any) -> str:

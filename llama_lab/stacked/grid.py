@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.hub import needs_hub
 from llama_lab.lock import check_unchanged
+from llama_lab.process import signals_raise
 from llama_lab.results import objective_of
 from llama_lab.rundir import RunDir
 from llama_lab.stacked.hosts import Stacks
@@ -30,7 +32,7 @@ from llama_lab.stacked.rows import check_no_stages
 from llama_lab.sweep.child import Order
 from llama_lab.sweep.judge import hear
 from llama_lab.sweep.outcome import recorded
-from llama_lab.sweep.processes import STOP, interrupt, sigterm_raises
+from llama_lab.sweep.processes import STOP, interrupt
 from llama_lab.sweep.slots import gpu_of, visible_gpus
 from llama_lab.sweep.sweeper import SILENT
 from llama_lab.sweep.trial import LAUNCHING
@@ -174,7 +176,7 @@ def _common(jobs: Sequence[Sequence[str]]) -> frozenset[str]:
 def _all(launch: Callable[[int], JobReturn], numbers: range) -> list[JobReturn]:
     """All jobs, each waiting in a thread of its own."""
     STOP.clear()
-    with sigterm_raises(), ThreadPoolExecutor(len(numbers)) as pool:
+    with signals_raise(signal.SIGTERM), ThreadPoolExecutor(len(numbers)) as pool:
         waiting: list[Future[JobReturn]] = [pool.submit(launch, number) for number in numbers]
         try:
             wait(waiting)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.errors import LlamaLabError
 from llama_lab.events import Pruned
+from llama_lab.process import terminated
 from llama_lab.rundir import RunDir
 from llama_lab.sweep.child import OUTPUT, Order, Reporter, begin_process, print_into, wait_until_free
 from llama_lab.sweep.outcome import is_out_of_memory
@@ -72,7 +73,7 @@ def serve(settings: StackSettings, channel: Connection) -> None:
     """
     settings.log.parent.mkdir(parents=True, exist_ok=True)
     begin_process(settings.env, settings.log, settings.log)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     host = _Host(settings, channel)
     try:
         host.run()
@@ -280,7 +281,3 @@ def _gpu_bytes() -> int:
         return 0
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated()
-
-
-def _terminated(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from llama_lab.config import RunConfig
 from llama_lab.hub import needs_hub
+from llama_lab.process import signals_raise
 from llama_lab.stacked.hosts import Stacks
 from llama_lab.stacked.launcher import NAME as STACKED
 from llama_lab.stacked.rows import check_rows
@@ -23,7 +25,7 @@ from llama_lab.sweep.judge import tell
 from llama_lab.sweep.methods import LEARN_NOTHING
 from llama_lab.sweep.outcome import Outcome, State
 from llama_lab.sweep.owner import PARENT, beating, claim, me
-from llama_lab.sweep.processes import STOP, interrupt, sigterm_raises
+from llama_lab.sweep.processes import STOP, interrupt
 from llama_lab.sweep.rows import Row, row_of
 from llama_lab.sweep.slots import gpu_of, threads_of, visible_gpus
 from llama_lab.sweep.study import Claim, SweepStudy
@@ -63,7 +65,7 @@ class Driver:
             show: called again and again meanwhile.
         """
         STOP.clear()
-        with sigterm_raises(), ThreadPoolExecutor(len(self.launchers)) as pool:
+        with signals_raise(signal.SIGTERM), ThreadPoolExecutor(len(self.launchers)) as pool:
             slots = [pool.submit(self._slot, number, launcher) for number, launcher in enumerate(self.launchers)]
             try:
                 while wait(slots, timeout=POLL_S, return_when=FIRST_EXCEPTION).not_done and not _broken(slots):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
@@ -59,20 +57,6 @@ def interrupt() -> None:
     stubborn = threading.Timer(TERMINATE_S, lambda: [process.kill() for process in list(CHILDREN)])
     stubborn.daemon = True
     stubborn.start()
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Slurm's and Docker's way to end a sweep: as Ctrl-C does, so that no run is left behind."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def warm_up() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from llama_lab import __version__
 from llama_lab.checks import HUB_ID
 from llama_lab.choices import ModelSource, QuantType
+from llama_lab.compare.keys import below
+from llama_lab.compare.read import number
 from llama_lab.config import ModelSettings
 from llama_lab.data.files import expanded
 from llama_lab.dataset_config import DatasetSettings
@@ -60,7 +62,7 @@ def base_name(model: ModelSettings) -> str:
     folder = expanded(model.name)
     if not folder.is_dir():
         return model.name
-    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
+    named = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path"))
     return named if "/" in named and HUB_ID.fullmatch(named) else folder.resolve().name
 
 
@@ -68,7 +70,9 @@ def licence_of(model: ModelSettings) -> str | None:
     """The hub's name of the base's licence: as its own card says, else as its name tells; None where neither does."""
     readme = expanded(model.name) / "README.md"
     if model.source is ModelSource.hub and readme.is_file():
-        found = re.search(r"^---\n.*?^license:\s*(\S+)", readme.read_text(encoding="utf-8"), flags=re.S | re.M)
+        found = re.search(
+            r"^---\n.*?^license:\s*(\S+)", readme.read_text(encoding="utf-8", errors="replace"), flags=re.S | re.M
+        )
         if found:
             return found[1].strip("\"'")
     name = base_name(model).lower()
@@ -102,7 +106,7 @@ def _summary(source: Source, loading: Loading, base: str) -> str:
     what = "LoRA adapter for" if loading.is_adapter else "A LoRA, merged into"
     rows = ""
     if source.run_dir:
-        num = source.lock.get("dataset", {}).get("num_train_rows")
+        num = number(below(source.lock, "dataset", "num_train_rows"))
         rows = f", trained on {f'{num:,} rows of ' if num else ''}{data_name(source.config.dataset)}"
     licence = licence_of(source.config.model)
     told = f"The licence of the base, {licence}, applies." if licence else "The licence of the base applies."
@@ -139,7 +143,7 @@ def _how_to_load(source: Source, loading: Loading, base: str) -> str:
 
 def _dtype(source: Source) -> str:
     """In what the run computed; empty where nothing says it."""
-    said = source.lock.get("model", {}).get("compute_dtype")
+    said = below(source.lock, "model", "compute_dtype")
     return f"torch.{said}" if said else ""
 
 
@@ -207,7 +211,7 @@ def _settings(source: Source) -> str:
         "rows a step": trainer.effective_batch_size,
         "optimizer steps": source.result.get("num_steps"),
         "dataset.max_length": config.dataset.max_length,
-        "data fingerprint": source.lock.get("dataset", {}).get("fingerprint"),
+        "data fingerprint": below(source.lock, "dataset", "fingerprint"),
         "seed": config.seed,
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
@@ -215,11 +219,12 @@ def _settings(source: Source) -> str:
 
 
 def _versions(source: Source) -> str:
-    versions = source.lock.get("versions", {})
     names = ("llama_lab", "torch", "transformers", "peft", "trl", "bitsandbytes")
-    told = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    known = {name: version for name in names if (version := below(source.lock, "versions", name))}
+    told = ", ".join(f"{name} {version}" for name, version in known.items())
     return f"Made with {told or f'llama_lab {__version__}'}.\n"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: object) -> str:
+    known = number(value)
+    return "-" if known is None else f"{known:.4g}"

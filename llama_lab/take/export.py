@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from llama_lab.config import GenerationSettings
 from llama_lab.data.templates import encode_prompt
 from llama_lab.errors import RunError
 from llama_lab.take.gguf_file import answers_of, check_file, convert, without_marks
+from llama_lab.take.load import tokenizer_in
 from llama_lab.take.merge import merge_into
 from llama_lab.take.modelfile import modelfile
-from llama_lab.take.options import MERGE_FILE, GgufKind, MergeOptions, OutDtype
+from llama_lab.take.options import MERGE_FILE, MODELFILE, GgufKind, MergeOptions, OutDtype
 from llama_lab.take.source import Source
+from llama_lab.take.target import new_file
 from llama_lab.take.ticker import Ticker
 
 MERGED_IN = {
@@ -40,9 +42,13 @@ def export_run(source: Source, file: Path, kind: GgufKind, options: MergeOptions
     Raises:
         RunError: the merge is not faithful, or the converter does not take the model.
     """
-    with Ticker() as tick, TemporaryDirectory(prefix=".llama_lab-merged-", dir=file.absolute().parent) as work:
-        merge_into(Path(work), source, replace(options, dtype=MERGED_IN[kind]), tick)
-        _export(Path(work), file, kind, source.config.generation, source.config.dataset.system_prompt, tick)
+
+    def merged(folder: Path, tick: Ticker) -> Path:
+        folder.mkdir()
+        merge_into(folder, source, replace(options, dtype=MERGED_IN[kind]), tick)
+        return folder
+
+    _export(merged, file, kind, source.config.generation, source.config.dataset.system_prompt)
     return 0
 
 
@@ -55,30 +61,32 @@ def export_merged(folder: Path, file: Path, kind: GgufKind) -> int:
     if not (folder / MERGE_FILE).is_file():
         raise RunError(f"{folder} has no {MERGE_FILE}, so merge did not make it. Type the folder of a run.")
     transformers.utils.logging.disable_progress_bar()
-    with Ticker() as tick:
-        _export(folder, file, kind, GenerationSettings(), None, tick)
+    _export(lambda _, __: folder, file, kind, GenerationSettings(), None)
     return 0
 
 
 def _export(
-    model: Path, file: Path, kind: GgufKind, generation: GenerationSettings, system: str | None, tick: Ticker
+    merged: Callable[[Path, Ticker], Path],
+    file: Path,
+    kind: GgufKind,
+    generation: GenerationSettings,
+    system: str | None,
 ) -> None:
-    from transformers import AutoTokenizer
+    """Write the file and its Modelfile.
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with TemporaryDirectory(prefix="llama_lab-gguf-") as work:
-            tick(f"converting to {kind}")
-            convert(_plain_template(model, Path(work)), partial, kind)
+    Args:
+        merged: gives the folder of the model; may make the one that it is told of.
+    """
+    with Ticker() as tick, new_file(file, "--gguf") as partial:
+        model = merged(partial.with_name("merged"), tick)
+        tokenizer: Any = tokenizer_in(model)
+        tick(f"converting to {kind}")
+        convert(_plain_template(model, partial.with_name("plain") / file.stem), partial, kind)
         tick("loading it back")
         num_tensors = check_file(partial, model, tokenizer.eos_token_id)
         told = _compare(partial, model, tokenizer, kind)
         text = modelfile(file, tokenizer, generation, system)
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    beside = file.with_suffix(".Modelfile")
+    beside = file.with_suffix(MODELFILE)
     beside.write_text(text, encoding="utf-8")
     print(f"Written: {file} ({file.stat().st_size / 2**20:,.0f} MiB, {num_tensors} tensors, {kind}), read back whole.")
     print(told)
@@ -87,7 +95,8 @@ def _export(
 
 
 def _plain_template(model: Path, work: Path) -> Path:
-    """The merged folder with a chat template that every reader understands."""
+    """The merged folder with a chat template that every reader understands; the GGUF is known by the name of `work`."""
+    work.mkdir(parents=True)
     for path in model.iterdir():
         if path.name == "chat_template.jinja":
             (work / path.name).write_text(without_marks(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -13,6 +13,7 @@ from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings
 from llama_lab.data.files import expanded
 from llama_lab.errors import ModelError
+from llama_lab.take.peft_config import check_weights
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -24,30 +25,12 @@ def check_fits(adapter: Path, peft: dict[str, Any], model: ModelSettings) -> Non
         ModelError: names the sizes that differ, and the base that the adapter was made for.
     """
     shapes = tensor_shapes(adapter / "adapter_model.safetensors")
-    check_rank(shapes, peft, adapter)
+    check_weights(shapes, peft, adapter)
     folder = expanded(model.name)
     if model.source is not ModelSource.hub or not (folder / "config.json").is_file():
         return
     base = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     check_shapes(shapes, base, f"{adapter}", model.name, str(peft.get("base_model_name_or_path")))
-
-
-def check_rank(shapes: dict[str, tuple[int, ...]], peft: dict[str, Any], adapter: Path) -> None:
-    """Refuse matrices of another rank than adapter_config.json says; layers with a rank of their own are left to PEFT.
-
-    Raises:
-        ModelError: names the first of them.
-    """
-    rank = peft.get("r")
-    if peft.get("rank_pattern") or not isinstance(rank, int):
-        return
-    ranks = {key: shape[0] for key, shape in sorted(shapes.items()) if key.endswith("lora_A.weight")}
-    if wrong := {key: found for key, found in ranks.items() if found != rank}:
-        key, found = next(iter(wrong.items()))
-        raise ModelError(
-            f"{adapter}: adapter_config.json says r={rank}, and {len(wrong)} matrices have another rank, such as "
-            f"{found} in {key}. The two files are not of one adapter: save it again, or mend r."
-        )
 
 
 def check_shapes(
@@ -84,12 +67,13 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             (length,) = struct.unpack("<Q", content.read(8))
             header = json.loads(content.read(min(length, size)))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        shapes = {key: tuple(map(int, entry["shape"])) for key, entry in header.items() if key != "__metadata__"}
         is_whole = 8 + length + max(ends, default=0) == size
-    except (struct.error, ValueError, TypeError, KeyError):
+    except (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         is_whole = False
     if not is_whole:
         raise ModelError(f"{file} is not a whole safetensors file: the adapter was cut off. Copy or save it again.")
-    return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+    return shapes
 
 
 def _is_vocabulary(key: str) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llama_lab.checkpoints import WEIGHTS
 from llama_lab.config import RunConfig
 from llama_lab.errors import ModelError
 from llama_lab.process import prepare, quiet_libraries
+from llama_lab.take.fits import tensor_shapes
+from llama_lab.take.peft_config import check_built
 from llama_lab.take.source import Source
 
 if TYPE_CHECKING:
@@ -26,14 +30,12 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer saved with the adapter, else that of the base.
 
     Raises:
-        ModelError: it has more tokens than the base has rows for.
+        ModelError: its files are damaged, or it has more tokens than the base has rows for.
     """
-    from transformers import AutoTokenizer
-
     from llama_lab.model import base_shape, load_tokenizer
 
     if (source.adapter / "tokenizer_config.json").is_file():
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.adapter)
+        tokenizer: Any = tokenizer_in(source.adapter)
         if not tokenizer.chat_template or (source.run_dir is None and source.config.model.chat_template):
             tokenizer.chat_template = load_tokenizer(source.config.model).chat_template
         if tokenizer.pad_token is None:
@@ -48,6 +50,24 @@ def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
             f"{len(tokenizer)} rows."
         )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved in a folder.
+
+    Raises:
+        ModelError: its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder))
+    except Exception as error:  # of each file another one
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read: {reason}. Bring tokenizer.json, tokenizer_config.json and "
+            "chat_template.jinja back as they were."
+        ) from error
 
 
 def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
@@ -66,6 +86,8 @@ def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{source.adapter} does not load on {source.config.model.name}: {reason}") from error
+    names = (name for name, _ in model.named_parameters())
+    check_built(names, tensor_shapes(source.adapter / WEIGHTS), source.adapter)
     if choose(source.config).speeds_up_model:
         speed_up(model)
     return model.eval()

@@ -45,9 +45,12 @@ def merge(source: Source, to: Path, options: MergeOptions) -> int:
 def merge_into(folder: Path, source: Source, options: MergeOptions, tick: Ticker) -> dict[str, Any]:
     """Fill an empty folder with the merged model and its card; what merge.json says.
 
+    Args:
+        folder: lies in a work folder of its own, see `target`.
     Raises:
         RunError: no merge is faithful and `force` is off.
     """
+    card(source, Loading(is_adapter=False))  # what of it cannot be read is told now, and not after the merge
     tick("reading base and held-out rows")
     tokenizer = load_tokenizer_of(source)
     config = source.config
@@ -58,6 +61,7 @@ def merge_into(folder: Path, source: Source, options: MergeOptions, tick: Ticker
         parts=adapter_parts(source.adapter, source.peft),
         dtype=options.dtype,
         prompts=held_out_prompts(splits.valid, tokenizer, options.num_rows),
+        work=folder.parent,
         tick=tick,
     )
     found = merger.measure(candidates(source, options.onto))

@@ -55,6 +55,8 @@ class Merger:
     parts: AdapterParts
     dtype: OutDtype
     prompts: Prompts
+    work: Path
+    """Where models of a few layers are made; who made it removes what a kill leaves there."""
     tick: Callable[[str], None]
     """Told of each group of layers as it begins."""
 
@@ -102,7 +104,7 @@ class Merger:
         self.prompts.embed("written", written.tensor(EMBEDDING), self.computes_in)
         for layers in self.groups:
             self.tick(f"reading layers {layers.start + 1} to {layers.stop} back")
-            with small_model(written, layers, {}) as small:
+            with small_model(written, layers, {}, self.work) as small:
                 model = self._load(small, QuantSettings(type=QuantType.none, compute_dtype=self._asked()))
                 self.prompts.run("written", model, is_last=layers.stop == self.base.num_layers)
                 del model
@@ -136,7 +138,10 @@ class Merger:
 
     @contextmanager
     def _small(self, layers: range) -> Iterator[tuple[Path, Path | None]]:
-        with small_model(self.base, layers, self.parts.full) as base, small_adapter(self.parts, layers) as adapter:
+        with (
+            small_model(self.base, layers, self.parts.full, self.work) as base,
+            small_adapter(self.parts, layers, self.work) as adapter,
+        ):
             yield base, adapter
 
     def _adapted(self, folder: Path, adapter: Path | None) -> Any:

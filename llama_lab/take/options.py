@@ -6,6 +6,9 @@ from enum import StrEnum
 EVALUATION_FILE = "evaluation.json"
 MERGE_FILE = "merge.json"
 """The numbers of a merge, in the merged folder."""
+MODELFILE = ".Modelfile"
+"""The end of the name of Ollama's file beside a GGUF."""
+MAX_PORT = 65535
 
 
 class Onto(StrEnum):

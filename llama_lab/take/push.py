@@ -10,8 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from llama_lab.checkpoints import damage
 from llama_lab.checks import HUB_ID
 from llama_lab.choices import ModelSource
+from llama_lab.compare.keys import below
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.hub import is_reachable
@@ -28,6 +30,7 @@ MERGED_FILES = re.compile(
     r"(model.*\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json)"
 )
 """Only what loading needs is sent: no optimizer, no run.json (it holds uncommitted code), no log."""
+INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(kw_only=True)
@@ -54,6 +57,7 @@ def push(path: Path, settings: list[str], options: PushOptions) -> int:
             _stage_merged(path, folder, options.repository)
         else:
             _stage_adapter(path, settings, folder, options.repository)
+        _check_readable(folder)
         _check_secrets(folder)
         _show(folder, options)
         if options.send:
@@ -63,12 +67,12 @@ def push(path: Path, settings: list[str], options: PushOptions) -> int:
 
 def _stage_adapter(path: Path, settings: list[str], folder: Path, repository: str) -> None:
     source = open_source(path, settings)
-    for file in sorted(source.adapter.iterdir()):
+    for file in _files(source.adapter):
         if file.name in ADAPTER_FILES or TOKENIZER_FILES.fullmatch(file.name):
             shutil.copy(file, folder / file.name)
     # PEFT wrote the path that the base had on this machine
     base = base_name(source.config.model)
-    revision = source.lock.get("model", {}).get("commit") or source.peft.get("revision")
+    revision = below(source.lock, "model", "commit") or source.peft.get("revision")
     peft = source.peft | {"base_model_name_or_path": base, "revision": revision}
     (folder / CONFIG_FILE).write_text(json.dumps(peft, indent=2, sort_keys=True), encoding="utf-8")
     text = card(source, Loading(is_adapter=True, repository=repository))
@@ -79,14 +83,54 @@ def _stage_adapter(path: Path, settings: list[str], folder: Path, repository: st
 
 
 def _stage_merged(path: Path, folder: Path, repository: str) -> None:
-    for file in sorted(path.iterdir()):
+    for file in _files(path):
         if MERGED_FILES.fullmatch(file.name) or TOKENIZER_FILES.fullmatch(file.name) or file.name == MERGE_FILE:
             (folder / file.name).symlink_to(file.absolute())  # weights are large
-    readme = (path / "README.md").read_text(encoding="utf-8") if (path / "README.md").is_file() else ""
-    readme = readme.replace("PATH_OR_REPOSITORY", repository)
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-    if not json.loads((path / MERGE_FILE).read_text(encoding="utf-8")).get("is_faithful"):
+    readme = _text_of(path / "README.md")
+    is_faithful = _object_in(path / MERGE_FILE).get("is_faithful")
+    if not isinstance(is_faithful, bool):
+        raise _damaged(path / MERGE_FILE, "does not say whether the merge is faithful")
+    weights = _object_in(path / INDEX_FILE).get("weight_map")
+    names = {str(name) for name in weights.values()} if isinstance(weights, dict) else {"weight_map"}
+    if lacking := names - {file.name for file in _files(path)}:
+        raise _damaged(path / INDEX_FILE, f"names {min(lacking)}, which is not there")
+    (folder / "README.md").write_text(readme.replace("PATH_OR_REPOSITORY", repository), encoding="utf-8")
+    if not is_faithful:
         print("Note: this merge is not faithful (it was written with --force); its card says so.")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        if file.is_fifo():
+            raise OSError(0, "it is a pipe")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(file, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _object_in(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text_of(file))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise _damaged(file, "holds no JSON object")
+    return content
+
+
+def _damaged(file: Path, what: str) -> RunError:
+    return RunError(f"Nothing was sent: {file} {what}. Merge again, into another folder.")
+
+
+def _files(folder: Path) -> list[Path]:
+    """What can be sent: no pipe is read, which would wait for ever."""
+    return sorted(file for file in folder.iterdir() if file.is_file())
+
+
+def _check_readable(folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        if (reason := damage(file)) is not None:
+            raise RunError(f"Nothing was sent: {file.name} cannot be read: {reason}. Bring it back as it was.")
 
 
 def _check_secrets(folder: Path) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab import __version__
+from llama_lab.checks import check_sources
 from llama_lab.choices import ModelSource, Resume, Tracker
+from llama_lab.compare.keys import below
 from llama_lab.config import RunConfig
+from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
@@ -52,25 +55,31 @@ def repro(path: Path, options: ReproOptions) -> int:
     """Do the run again; the exit code: 0 only where curve and result are equal.
 
     Raises:
-        RunError: there is no run.json, or the new folder is in use.
+        RunError: there is no run.json, the new folder is in use, or base or rows of the run are gone.
     """
     run_dir = RunDir(path.parent if path.is_file() else path)
     lock = run_dir.read_lock()
     if options.patch:
-        print((lock.get("code") or {}).get("diff") or "", end="")
+        print(below(lock, "code", "diff") or "", end="")
         return 0
     config = _pinned(config_of(lock), lock)
     to = options.to or run_dir.path.absolute().with_name(
         f"{run_dir.path.absolute().name}-again-{time.strftime('%H-%M-%S')}"
     )
     check_run_folder(to, Resume.never, "--to")
+    try:
+        check_sources(config)
+    except LlamaLabError as error:
+        raise RunError(f"{run_dir.path} cannot be done again until what it began with is back: {error}") from None
     _threads_of(lock)
     prepare(config)
     found = _differences(lock, config)
     _show_differences(found, lock)
     if options.check:
         return 1 if found else 0
-    if not run_dir.result.exists():
+    if run_dir.result.exists():
+        run_dir.read_result()  # one that is damaged is told before the run is done
+    else:
         print(f"{run_dir.path} has no result to compare with; the run is done all the same.")
     _run(config, to, lock["overrides"])
     return _verdict(run_dir, RunDir(to), found, options.tolerance)
@@ -79,7 +88,7 @@ def repro(path: Path, options: ReproOptions) -> int:
 def _pinned(config: RunConfig, lock: dict[str, Any]) -> RunConfig:
     """The run's settings with what was found out when it ran: the commit of the model and the micro-batch."""
     model = config.model
-    commit = lock.get("model", {}).get("commit")
+    commit = below(lock, "model", "commit")
     if commit and model.source is ModelSource.hub:
         model = replace(model, revision=commit)
     trainer = replace(config.trainer, resume=Resume.never)
@@ -91,8 +100,8 @@ def _pinned(config: RunConfig, lock: dict[str, Any]) -> RunConfig:
 
 def _threads_of(lock: dict[str, Any]) -> None:
     """Compute with as many threads as the run: on a CPU their number changes the last bits."""
-    threads = lock.get("hardware", {}).get("torch_threads")
-    if threads:
+    threads = below(lock, "hardware", "torch_threads")
+    if isinstance(threads, int) and threads > 0:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 
@@ -129,7 +138,7 @@ def _fingerprint(config: RunConfig) -> str:
 def _flat(content: Any) -> dict[str, Any]:
     flattened = flat(content) if isinstance(content, dict) else {}
     change = flattened.get("diff")
-    if change:
+    if isinstance(change, str) and change:
         flattened["diff"] = f"{len(change.splitlines())} lines ({hashlib.sha256(change.encode()).hexdigest()[:8]})"
     return flattened
 
@@ -141,11 +150,11 @@ def _show_differences(found: list[Difference], lock: dict[str, Any]) -> None:
     print("Not as it was:")
     for name, then, now in found:
         print(f"  {name}: {then or 'nothing'} then, {now or 'nothing'} now")
-    code = lock.get("code") or {}
-    if any(name.startswith("code.") for name, _, _ in found) and code.get("commit"):
-        patch = " && python -m llama_lab repro RUN --patch | git apply" if code.get("diff") else ""
-        print(f"The code of the run: git checkout {code['commit']}{patch}")
-    versions = lock.get("versions", {})
+    commit = below(lock, "code", "commit")
+    if any(name.startswith("code.") for name, _, _ in found) and commit:
+        patch = " && python -m llama_lab repro RUN --patch | git apply" if below(lock, "code", "diff") else ""
+        print(f"The code of the run: git checkout {commit}{patch}")
+    versions = _flat(lock.get("versions"))
     others = [n.partition(".")[2] for n, _, _ in found if n.startswith("versions.")]
     wanted = [
         f"{name}=={versions[name]}" for name in others if name in versions and name not in ("python", "llama_lab")

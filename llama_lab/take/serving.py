@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -44,10 +46,12 @@ def serve(path: Path, settings: list[str], options: ServeOptions) -> int:
 
     Raises:
         RunError: nothing is there that it could serve.
-        ConfigError: the server is not installed.
+        ConfigError: the server is not installed, or the port cannot be had.
     """
     server = options.server or (Server.llama_cpp if path.suffix == ".gguf" else Server.transformers)
     command = command_of(server, path, settings, options.port)
+    if not options.dry_run:
+        _check_port(options.port)
     print(f"{shlex.join(command)}\nhttp://{HOST}:{options.port}/v1", flush=True)
     if options.dry_run:
         return 0
@@ -56,6 +60,16 @@ def serve(path: Path, settings: list[str], options: ServeOptions) -> int:
     if missing:
         raise ConfigError(f"--with {server} needs {missing[0]}. Type: python -m pip install '{package}'")
     os.execvp(command[0], command)
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that another program has, or the system keeps; the server would say so after it has loaded."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one that has just ended is none
+        try:
+            here.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}. Type another one from 1024 on.") from None
 
 
 def command_of(server: Server, path: Path, settings: list[str], port: int) -> list[str]:
@@ -101,7 +115,7 @@ def vllm_command(source: Source) -> list[str]:
             f"python -m llama_lab merge {source.path} --to my_model, then vllm serve my_model"
         )
     words = ["vllm", "serve", _base_of(source), "--enable-lora", "--max-lora-rank", str(allowed)]
-    words += ["--lora-modules", f"{source.path.absolute().name}={source.adapter.absolute()}"]
+    words += ["--lora-modules", _lora_module(source.path.absolute().name, str(source.adapter.absolute()))]
     if (source.adapter / "chat_template.jinja").is_file():
         words += ["--chat-template", str((source.adapter / "chat_template.jinja").absolute())]
     if source.config.quant.type is QuantType.nf4:
@@ -109,6 +123,13 @@ def vllm_command(source: Source) -> list[str]:
     if source.config.model.revision:
         words += ["--revision", source.config.model.revision]
     return words
+
+
+def _lora_module(name: str, path: str) -> str:
+    # folders of a grid are named lora.r=8,...; vLLM takes NAME=PATH apart at every =, and what has a comma for JSON
+    if set("=,") & set(name + path):
+        return json.dumps({"name": name, "path": path}, ensure_ascii=False)
+    return f"{name}={path}"
 
 
 def _base_of(source: Source) -> str:

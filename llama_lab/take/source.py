@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from llama_lab.checkpoints import damage
 from llama_lab.checks import check_model
 from llama_lab.choices import ModelSource
 from llama_lab.compose import compose_tree, parse
@@ -25,9 +26,12 @@ from llama_lab.reward_model import is_reward_adapter
 from llama_lab.rundir import RunDir
 from llama_lab.same_base import was_exchanged
 from llama_lab.take.fits import check_fits
+from llama_lab.take.peft_config import check_config
 
 GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
 """What words may change of a finished run: where things are found and how they are measured, not what was learned."""
+BESIDE = ("generation_config.json", "tokenizer_config.json")
+"""Files of an adapter that are copied, or read late."""
 ROWS = ("dataset=", "dataset.name=", "dataset.path=", "dataset.package=")
 """How words that name rows begin."""
 
@@ -134,16 +138,20 @@ def _read_config(adapter: Path) -> dict[str, Any]:
     file = adapter / CONFIG_FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Save the adapter again.") from None
     if not isinstance(content, dict) or "peft_type" not in content:
         raise ModelError(f"{file} is no configuration of a PEFT adapter: it names no peft_type. Save it again.")
+    check_config(content, file)
     if not (adapter / "adapter_model.safetensors").is_file():
         pickled = (
             " Its weights are a pickle (adapter_model.bin), which is not read."
             * (adapter / "adapter_model.bin").is_file()
         )
         raise ModelError(f"{adapter} has no adapter_model.safetensors.{pickled} Save it with save_pretrained.")
+    for beside in (adapter / name for name in BESIDE if (adapter / name).is_file()):
+        if (reason := damage(beside)) is not None:
+            raise ModelError(f"{beside} cannot be read: {reason}. Bring it back as it was.")
     return content
 
 

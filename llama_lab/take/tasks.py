@@ -46,7 +46,7 @@ def name_in(file: Path) -> str:
 
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Lenient)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError(f"--tasks {file} cannot be read: {reason}.") from None
     name = content.get("task") if isinstance(content, dict) else None

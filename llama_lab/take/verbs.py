@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_lab.errors import ConfigError
-from llama_lab.take.options import MERGE_FILE, EvaluateOptions, GgufKind, MergeOptions, Onto, OutDtype, Server
+from llama_lab.take.options import (
+    MAX_PORT,
+    MERGE_FILE,
+    MODELFILE,
+    EvaluateOptions,
+    GgufKind,
+    MergeOptions,
+    Onto,
+    OutDtype,
+    Server,
+)
 
 if TYPE_CHECKING:
     from llama_lab.take.source import Source
@@ -96,7 +106,11 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
     from llama_lab.take.gguf_file import check_converter
     from llama_lab.take.target import check_new_file
 
+    if args.gguf.suffix != ".gguf":  # by which servers know it, and beside which its Modelfile has a name of its own
+        named = args.gguf.parent / f"{args.gguf.name or 'my'}.gguf"
+        raise ConfigError(f"--gguf {args.gguf}: the name ends in .gguf. Type --gguf {named}")
     check_new_file(args.gguf, "--gguf")
+    check_new_file(args.gguf.with_suffix(MODELFILE), "--gguf: its Modelfile")
     check_converter()
     if (path / MERGE_FILE).is_file():
         from llama_lab.take.export import export_merged
@@ -125,7 +139,7 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
         choices=[str(server) for server in Server],
         help="default: llama-cpp for a GGUF, else transformers, which takes no adapters",
     )
-    parser.add_argument("--port", type=at_least_one, default=8000, help="default: 8000")
+    parser.add_argument("--port", type=port, default=8000, help="default: 8000")
     parser.add_argument("--dry-run", action="store_true", help="only print the command")
     args = parser.parse_intermixed_args(words)
     from llama_lab.take.serving import ServeOptions, serve
@@ -247,4 +261,15 @@ def at_least_one(word: str) -> int:
     """
     if not (word.isdecimal() and int(word)):
         raise argparse.ArgumentTypeError(f"{word} is no whole number from 1")
+    return int(word)
+
+
+def port(word: str) -> int:
+    """A port of this machine.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (word.isdecimal() and 1 <= int(word) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"{word} is no whole number from 1 to {MAX_PORT}")
     return int(word)

@@ -140,13 +140,14 @@ def groups(base: BaseFiles, budget_bytes: int) -> list[range]:
 
 
 @contextmanager
-def small_model(base: BaseFiles, layers: range, full: dict[str, Tensor]) -> Iterator[Path]:
+def small_model(base: BaseFiles, layers: range, full: dict[str, Tensor], within: Path) -> Iterator[Path]:
     """A folder with these layers, and the norm behind the last one, as a model of its own.
 
     Args:
         full: tensors that take the place of the base's.
+        within: where the folder is made.
     """
-    with TemporaryDirectory(prefix="llama_lab-layers-") as name:
+    with TemporaryDirectory(prefix="layers-", dir=within) as name:
         folder = Path(name)
         tensors = {
             LAYER.sub(f"model.layers.{i}.", key): full.get(key, tensor).contiguous()
@@ -163,8 +164,12 @@ def small_model(base: BaseFiles, layers: range, full: dict[str, Tensor]) -> Iter
 
 
 @contextmanager
-def small_adapter(parts: AdapterParts, layers: range) -> Iterator[Path | None]:
-    """The part of an adapter that belongs to these layers, for their model; None where they have none."""
+def small_adapter(parts: AdapterParts, layers: range, within: Path) -> Iterator[Path | None]:
+    """The part of an adapter that belongs to these layers, for their model; None where they have none.
+
+    Args:
+        within: where its folder is made.
+    """
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for key, tensor in parts.lora.items():
@@ -177,7 +182,7 @@ def small_adapter(parts: AdapterParts, layers: range) -> Iterator[Path | None]:
     if not tensors:
         yield None
         return
-    with TemporaryDirectory(prefix="llama_lab-adapter-") as folder:
+    with TemporaryDirectory(prefix="adapter-", dir=within) as folder:
         save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
         (Path(folder) / "adapter_config.json").write_text(json.dumps(_small_peft(parts.peft, names)))
         yield Path(folder)

@@ -1,10 +1,13 @@
 """Reward models and trainers that learn from rewards, from the command to result.json."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from llama_lab.errors import ModelError
 
 from .conftest import TINY, read_json, steps_logged
 
@@ -68,6 +71,17 @@ def reward_model(lab, tmp_path_factory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["dataset=jsonl", f"dataset.path={folder / 'rows.jsonl'}", "dataset.max_train_rows=null"]
     return lab.run(folder / "run", *WORDS, "quant=none", "trainer=reward", *data, "trainer.num_train_epochs=3")
+
+
+def test_a_reward_model_that_would_be_loaded_by_half_is_refused(reward_model, lab, tmp_path, monkeypatch):
+    from llama_lab.reward_model import load_scorer
+
+    monkeypatch.setenv("LLAMA_LAB_CACHE", lab.environment["LLAMA_LAB_CACHE"])
+    own = shutil.copytree(reward_model, tmp_path / "run")
+    file = own / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(read_json(file) | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ModelError, match=r"leaves .* out, and the weights have it"):
+        load_scorer(str(own))
 
 
 def test_reward_model_tells_held_out_pairs_apart(reward_model):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from llama_lab.cli import run_verb
-from llama_lab.errors import DataError, LlamaLabError, ModelError, RunError
+from llama_lab.errors import ConfigError, DataError, LlamaLabError, ModelError, RunError
+from llama_lab.take.tasks import name_in
 from llama_lab.take.weights import BaseFiles
 from llama_lab.talk import read_prompts
 
@@ -344,6 +345,13 @@ def test_vllm_gets_the_adapter_on_its_base(run, capsys):
     told = capsys.readouterr().out
     assert told.startswith("vllm serve ")
     assert "--enable-lora --max-lora-rank 8 --lora-modules run=" in told
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"task: [", b"- 5", b"task: 5"])
+def test_a_file_that_is_no_task_is_one_message(tmp_path, content):
+    (tmp_path / "sums.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"sums\.yaml (cannot be read|is no task)"):
+        name_in(tmp_path / "sums.yaml")
 
 
 def test_tasks_of_lm_eval_run_from_a_file(run, tmp_path, monkeypatch):

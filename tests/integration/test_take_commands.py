@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -115,6 +117,13 @@ def test_export_prints_the_command_of_vllm(lab, run, tmp_path):
     assert content(tmp_path) == []
 
 
+def test_vllm_gets_a_folder_of_a_grid_as_json(lab, run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "lora.r=4,seed=1")
+    words = shlex.split(ended_well(lab("export", own, "--vllm", cwd=tmp_path)))
+    told = json.loads(words[words.index("--lora-modules") + 1])
+    assert told == {"name": "lora.r=4,seed=1", "path": str(own / "adapter")}
+
+
 def test_push_shows_what_it_would_send(lab, run, merge, tmp_path):
     _, merged = merge
     told = ended_well(lab("push", run, "--repo", "me/mine", cwd=tmp_path))
@@ -125,6 +134,35 @@ def test_push_shows_what_it_would_send(lab, run, merge, tmp_path):
     assert "Would send to me/mine (private)" in told
     assert all(name in told for name in MERGED_FILES)
     assert content(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("merge.json", b"[", "is no JSON"),
+        ("merge.json", b"[]", "holds no JSON object"),
+        ("merge.json", b'{"is_faithful": "no"}', "does not say whether the merge is faithful"),
+        ("merge.json", b"\xff\xfe", "cannot be read"),
+        ("README.md", b"\xff\xfe", "cannot be read"),
+        ("README.md", None, "No such file"),
+        ("config.json", b"[", "config.json cannot be read"),
+        ("model.safetensors.index.json", b"{}", "names weight_map, which is not there"),
+        ("model-00001-of-00002.safetensors", None, "names model-00001-of-00002.safetensors, which is not there"),
+        ("model-00001-of-00002.safetensors", b"cut off", "model-00001-of-00002.safetensors cannot be read"),
+    ],
+)
+def test_push_of_a_damaged_folder_is_one_message(lab, merge, tmp_path, name, content, said):
+    folder = shutil.copytree(merge[1], tmp_path / "mine")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    done = lab("push", "mine", "--repo", "me/mine", "--send", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama_lab: Nothing was sent: ")
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
 
 
 def test_repro(lab, run, tmp_path):
@@ -141,12 +179,42 @@ def test_repro_check_runs_nothing(lab, run, tmp_path):
     assert content(tmp_path) == []
 
 
+def test_repro_of_a_run_whose_base_is_gone_is_one_message(lab, run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    lock = read_json(own / "run.json")
+    lock["config"]["model"] |= {"name": str(tmp_path / "gone"), "source": "hub"}
+    (own / "run.json").write_text(json.dumps(lock))
+    for more in (["--check"], ["--to", "again"]):
+        done = lab("repro", own, *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"until what it began with is back: model.name={tmp_path}/gone: there is no such folder." in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert os.listdir(tmp_path) == ["run"]
+
+
 def test_serve_names_its_command(lab, merge, tmp_path):
     _, merged = merge
     told = ended_well(lab("serve", merged, "--port", "8123", "--dry-run", cwd=tmp_path)).splitlines()
     assert told[0].endswith(f"transformers serve {merged} --host 127.0.0.1 --port 8123")
     assert told[1:] == ["http://127.0.0.1:8123/v1"]
     assert content(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["99999", "65536", "0", "-1", "abc"])
+def test_serve_takes_ports_alone(lab, merge, tmp_path, word):
+    done = lab("serve", merge[1], "--port", word, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--port: {word} is no whole number from 1 to 65535" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_serve_says_that_a_port_is_in_use(lab, merge, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = lab("serve", merge[1], "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"llama_lab: --port {port}: Address already in use. Type another one from 1024 on.\n"
+    assert done.stdout == ""
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is in this environment")

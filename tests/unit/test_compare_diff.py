@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from llama_lab.compare.diff import curves, diff, sections
+from llama_lab.compare.diff import curves, diff, points, sections
 from llama_lab.compare.find import find_runs
 from llama_lab.errors import RunError
 
@@ -64,3 +64,11 @@ def test_diff_prints_all_of_it(pair, capsys):
 def test_a_folder_with_several_runs_is_one_message(pair):
     with pytest.raises(RunError, match=r"holds 2 runs, and diff takes one. Type one of them, such as .*/a$"):
         diff(pair[0].folder.parent, pair[0].folder)
+
+
+def test_numbers_that_cannot_be_drawn_are_left_out(pair):
+    a, b = pair
+    lines = ['{"step": 1, "train/loss": 1e308}', '{"step": 2, "train/loss": -1e308}', '{"step": 3, "train/loss": 1.0}']
+    (a.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert points(a, "train/loss") == ([3], [1.0])
+    assert "train/loss" in curves(a, b, "train/loss")

@@ -1,8 +1,14 @@
 """A winner is called so only where it is outside the noise."""
 
+import math
+import os
+import threading
+
 import pytest
 
+from llama_lab.compare.read import read_run
 from llama_lab.compare.show import Options, comparison
+from llama_lab.compare.table import as_json
 
 from .compare_runs import make_run
 
@@ -102,3 +108,75 @@ def test_second_stages_are_one_row_over_seeds(tmp_path):
     make_run(tmp_path / "itself", 3.0, trainer__name="dpo", model__adapter=str(tmp_path / "itself"))
     found = {row.name: row.n for row in comparison(Options(paths=[tmp_path])).rows}
     assert found == {"of0/1_sft (+1)": 2, "of0/2_dpo (+1)": 2, "again0 (+1)": 2, "itself": 1}
+
+
+@pytest.mark.parametrize("seed", [[1], [[1], [2, {"x": None}]], {"a": 1}, None, math.nan, "a=b", 10**400], ids=str)
+def test_whatever_stands_in_place_of_a_seed_is_a_seed_of_its_own(tmp_path, seed):
+    make_run(tmp_path / "one", 1.0, seed=1)
+    make_run(tmp_path / "odd", 2.0, seed=seed)
+    make_run(tmp_path / "same", 4.0, seed=seed)
+    found = comparison(Options(paths=[tmp_path], columns=["run", "seed", "n"]))
+    if isinstance(seed, dict):  # settings of other names
+        assert sorted(row.n for row in found.rows) == [1, 1]
+    else:
+        (row,) = found.rows
+        assert row.n == 2
+        assert row.numbers["eval_loss"].values == (3.0, 1.0)
+    assert as_json(found.rows, found.columns, found.key, found.verdict)
+
+
+def test_odd_values_are_compared_by_their_text(tmp_path):
+    make_run(tmp_path / "list", 1.0, seed=[1])
+    make_run(tmp_path / "text", 1.0, seed="a=b")
+    make_run(tmp_path / "null", 1.0, seed=None)
+    make_run(tmp_path / "number", 1.0, seed=1)
+
+    def fitting(where):
+        return [run.name for run in comparison(Options(paths=[tmp_path], where=where, sort="seed")).runs]
+
+    assert fitting("seed=[1]") == ["list"]
+    assert fitting('seed="a=b"') == ["text"]
+    assert fitting("seed=null") == ["null"]
+    assert fitting("seed>=1") == ["number"]
+    assert fitting("seed in (1, 2)") == ["number"]
+
+
+@pytest.mark.parametrize("start", [["x"], "a\0b", "x" * 5000, {"a": 1}], ids=["list", "nul", "long", "dict"])
+def test_any_text_may_stand_where_a_run_began(tmp_path, start):
+    make_run(tmp_path / "run", 1.0, model__adapter=start)
+    make_run(tmp_path / "other", 2.0)
+    assert len(comparison(Options(paths=[tmp_path])).rows) == 2
+
+
+def test_hardware_that_is_no_list_is_shown_as_it_is(tmp_path):
+    make_run(tmp_path / "run", 1.0, lock={"hardware": {"gpus": 5}})
+    found = comparison(Options(paths=[tmp_path], columns=["gpu"]))
+    assert [row.value("gpu") for row in found.rows] == [5]
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("run.json", "broken"),
+        ("result.json", "broken"),
+        ("metrics.jsonl", "broken"),
+        ("samples.md", "ok"),
+        (".hydra/hydra.yaml", "ok"),
+        (".lock", "interrupted"),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, name, status):
+    folder = make_run(tmp_path / "run", None if status == "interrupted" else 1.0)
+    (folder / ".hydra").mkdir()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    found = []
+
+    def read():
+        run = read_run(folder, "run")
+        found.append((run.status, run.samples(), run.metrics(), run.choices))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert [one for one, *_ in found] == [status]

@@ -47,6 +47,13 @@ def test_what_the_system_refuses_is_one_message(capsys, tmp_path):
     assert report_error(raised(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTEMPTY, errno.EBUSY])
+def test_what_the_system_refuses_of_a_name_is_one_message(capsys, number):
+    assert report_error(raised(OSError(number, os.strerror(number), "my_model"))) == 2
+    assert capsys.readouterr().err.startswith(f"llama_lab: my_model: {os.strerror(number)}. Look whether")
+    assert report_error(raised(OSError(number, os.strerror(number)))) == 1  # of no name: a fault
+
+
 def test_a_full_disk_is_known_by_what_each_library_says_of_it(capsys):
     full = raised(OSError(errno.ENOSPC, "No space left on device", "outputs/run"))
     assert report_error(full) == 2

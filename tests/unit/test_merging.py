@@ -76,6 +76,7 @@ def test_merged_weights_are_the_adapter_on_its_base(kind, tiny_base, tiny_tokeni
         parts=adapter_parts(source.adapter, source.peft),
         dtype=OutDtype.fp32,
         prompts=Prompts(batches=[batch]),
+        work=tmp_path,
         tick=lambda what: None,
     )
     onto = Onto.original if quant == "none" else Onto.dequantised

@@ -174,6 +174,14 @@ def test_line_that_a_kill_cut_off_is_left_out(run_dir, torn):
     assert run_dir.read_metrics() == [{"step": 5, "train/loss": 0.5}]
 
 
+def test_bytes_that_are_no_text_spoil_their_line_alone(run_dir):
+    run_dir.log(5, {"train/loss": 0.5})
+    with run_dir.metrics.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    run_dir.log(10, {"train/loss": 0.25})
+    assert [row["step"] for row in run_dir.read_metrics()] == [5, 10]
+
+
 def test_resumed_run_writes_on_behind_a_line_that_was_cut_off(run_dir):
     run_dir.log(5, {"train/loss": 0.5})
     with run_dir.metrics.open("a") as file:

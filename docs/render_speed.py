@@ -95,7 +95,7 @@ SPEED_TARGETS = {
     "1024, lean, q and v": Target(peak_gib=4.5),
 }
 ELSEWHERE = ", on another H100"
-"""What the system of a peer ends with that was measured in another machine than ours."""
+"""What the system ends with of what was measured in another machine than the rows of the table."""
 NAMES = {"trl": "TRL", "unsloth": "Unsloth"}
 FIRST_STEP_S = 25
 """From the command to the first step with a warm compile cache, at most."""
@@ -117,8 +117,7 @@ def speed_table(file: Path = SPEED, *, is_short: bool = False) -> str:
     missed = []
     for row in ours:
         times, target = times_floor(row), SPEED_TARGETS[row["case"]]
-        level = next(word.split("=")[1] for word in row["settings"] if word.startswith("trainer.memory"))
-        kind = f"`{level}`" + (", q and v, r=8" if "q and v" in row["case"] else "")
+        kind = _kind(row)
         others = {name: by_case[name, row["case"]] for name in ("trl", "unsloth") if (name, row["case"]) in by_case}
         peers = [_peer(row, others.get(name)) for name in ("trl", "unsloth")]
         speed = f"{row['tokens_per_s']:,.0f} | {row['step_ms']:.0f} | {f'{times:.2f}' if times else '-'}"
@@ -128,8 +127,30 @@ def speed_table(file: Path = SPEED, *, is_short: bool = False) -> str:
             missed.append(f"{row['tokens_per_step']:,.0f} tokens with {kind} ({', '.join(found)})")
     said = [f"Missed: {'; '.join(missed)}." if missed else "All aims of this table are reached."]
     if not is_short:
-        said += [*_peers_said(rows), *_elsewhere(ours, by_case), *_first_steps(rows)]
+        said += [*_again(by_case), *_peers_said(rows), *_elsewhere(ours, by_case), *_first_steps(rows)]
     return "\n".join([*lines, "", "\n\n".join([*said, _source(rows, ours, file)])])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """Its trainer.memory, and what else tells it from rows of as many tokens."""
+    level = next(word.split("=")[1] for word in row["settings"] if word.startswith("trainer.memory"))
+    return f"`{level}`" + (", q and v, r=8" if "q and v" in row["case"] else "")
+
+
+def _again(by_case: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """Our rows again on another such card, and what of the aims they miss there; none where none was measured."""
+    rows = [by_case[key] for case in SPEED_TARGETS if (key := (f"llama_lab{ELSEWHERE}", case)) in by_case]
+    if not rows:
+        return []
+    cells = [f"{row['tokens_per_s']:,.0f} at {row['tokens_per_step']:,.0f} with {_kind(row)}" for row in rows]
+    missed = [
+        f"{row['tokens_per_step']:,.0f} tokens with {_kind(row)} ({', '.join(found)})"
+        for row in rows
+        if (found := SPEED_TARGETS[row["case"]].missed(row, {}))
+    ]
+    there = f"Missed there: {'; '.join(missed)}" if missed else "What is aimed at without a peer is reached there, too"
+    said = f"Ours again{ELSEWHERE}, without peers beside them, at {_commits(rows)}: {'; '.join(cells)} tokens/s"
+    return [f"{said}. {there}."]
 
 
 def _peers_said(rows: list[dict[str, Any]]) -> list[str]:

@@ -117,6 +117,16 @@ def test_speed_names_the_peers_that_were_measured(tmp_path):
     assert not {word for word in ("bs=4", "other machines", "first step") if word in short}
 
 
+def test_speed_says_what_another_card_reached(tmp_path):
+    row = case_row("1024, lean", dict(cases())["1024, lean"], peak_memory_gib=4.9)
+    again = row | {"system": "llama_lab, on another H100", "tokens_per_s": 9_700.0, "commit": "abc"}
+    table = speed_table(file_of(tmp_path, [row, again]))
+    assert "at commit abc: 9,700 at 1,024 with `lean` tokens/s. What is aimed at without a peer is reached" in table
+    table = speed_table(file_of(tmp_path, [row, again | {"tokens_per_s": 9_400.0}]))
+    assert "Missed there: 1,024 tokens with `lean` (9,400 of 9,500 tokens/s)." in table
+    assert "another H100" not in speed_table(file_of(tmp_path, [row, again]), is_short=True)
+
+
 def test_a_sweep_that_was_not_measured_renders_to_nothing(tmp_path):
     assert speed_sweep_table(tmp_path / "none.json") == ""
     assert speed_sweep_svg(tmp_path / "none.json") is None

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+"""What the config of a model that is built as Llama is has."""
+
+
 def base_path(model: ModelSettings) -> str:
     """What transformers loads: the hub id or folder itself, or the local folder that an embedded model was put into."""
     return model.name if model.source is ModelSource.hub else str(materialise(model))
@@ -83,6 +87,8 @@ def load_base(
             device_map={"": device()},
             **({"num_labels": 1} if scores else {}),
         )
+    if not hasattr(getattr(base, "model", None), "layers"):
+        raise _not_a_llama(model, base.config.model_type, "it has no model.layers")
     keep_trainable(base)
     if dense:
         dequantise_once(base)
@@ -104,9 +110,12 @@ def base_shape(model: ModelSettings) -> ModelShape:
     """The base's sizes, from its config.json alone.
 
     Raises:
-        ModelError: the config cannot be loaded.
+        ModelError: the config cannot be loaded, or is not of a model that is built as Llama is.
     """
-    return shape_from_config(_config_of(model))
+    config = _config_of(model)
+    if missing := SIZES - config.to_dict().keys():
+        raise _not_a_llama(model, config.model_type, f"its config.json has no {min(missing)}")
+    return shape_from_config(config)
 
 
 def context_of(model: ModelSettings) -> int | None:
@@ -137,6 +146,13 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
+
+
+def _not_a_llama(model: ModelSettings, kind: str, what: str) -> ModelError:
+    return ModelError(
+        f"model.name={model.name} is a model of type {kind}, and not built as Llama is: {what}. Type the name of a "
+        "model with Llama's architecture."
+    )
 
 
 def set_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

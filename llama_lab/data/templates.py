@@ -104,7 +104,7 @@ def expected_bos(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself begins a text with its BOS: Llama-2's does, SmolLM2's does not."""
-    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,6 +6,8 @@ import io
 import signal
 import sys
 
+INTERRUPTED = 128 + signal.SIGINT
+
 
 def main() -> int:
     """Do what the command line says.
@@ -30,7 +32,7 @@ def _do(words: list[str]) -> int:
     from llama_lab.app import launch
     from llama_lab.cli import run_verb
     from llama_lab.error_report import report_error
-    from llama_lab.process import signals_raise
+    from llama_lab.process import signals_raise, told_to_end
     from llama_lab.unread import go_on_unread
 
     is_verb = bool(words) and "=" not in words[0] and words[0][:1] not in ("-", "+", "~")
@@ -41,16 +43,23 @@ def _do(words: list[str]) -> int:
         if not ranks.is_first():
             return 0 if is_verb else ranks.follow()
         if is_verb:
-            with signals_raise(signal.SIGTERM, signal.SIGHUP):
+            with signals_raise(signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 return run_verb(words)
         code = launch(words)
         ranks.tell(None)
         return code
     except KeyboardInterrupt as stop:
-        print(f"\nllama_lab: interrupted. {stop}".rstrip(), file=sys.stderr)
-        return 130
+        return _interrupted(str(stop))
     except Exception as error:
-        return report_error(error)
+        ended = told_to_end()  # what a signal raises inside of a library may come out of it as another error
+        if ended is None:
+            return report_error(error)
+        return _interrupted("") if ended == INTERRUPTED else ended
+
+
+def _interrupted(how_to_go_on: str) -> int:
+    print(f"\nllama_lab: interrupted. {how_to_go_on}".rstrip(), file=sys.stderr)
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -43,16 +43,38 @@ def quiet_libraries(config: RunConfig) -> None:
         datasets.disable_progress_bars()
 
 
+_told: list[int] = []
+"""Signals that are to end this process; what they raise does not always arrive."""
+
+
 def terminated(signum: int, frame: object) -> NoReturn:
     """End the process by an exception, so that what it holds is let go; for signal.signal."""
-    raise SystemExit(128 + signum)  # Slurm's and Docker's way to stop a job: record it and let go
+    _told.append(signum)
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+
+
+def told_to_end() -> int | None:
+    """The exit code that belongs to the signal that this process was to end by; None where none came."""
+    return 128 + _told[-1] if _told else None
+
+
+def end_if_told() -> None:
+    """Raise again what a signal raised in a library that dropped it, as those in C and destructors do."""
+    if _told:
+        terminated(_told[-1], None)
+
+
+def forget_signals() -> None:
+    """What was to end by a signal has ended, and the process goes on."""
+    _told.clear()
 
 
 @contextmanager
 def signals_raise(*signals: signal.Signals) -> Iterator[None]:
-    """Let signals that would end this process raise SystemExit, so that nothing is left behind."""
+    """Let signals that would end this process raise SystemExit or KeyboardInterrupt, so that nothing is left behind."""
     before = {number: signal.getsignal(number) for number in signals}
-    caught = [number for number, handler in before.items() if handler is signal.SIG_DFL]  # nohup ignores SIGHUP
+    ends = (signal.SIG_DFL, signal.default_int_handler)  # not where nohup ignores SIGHUP
+    caught = [number for number, handler in before.items() if handler in ends]
     for number in caught:
         signal.signal(number, terminated)
     try:

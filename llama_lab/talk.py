@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config import GenerationSettings, RunConfig
 from llama_lab.errors import ConfigError, DataError
+from llama_lab.process import forget_signals
 from llama_lab.take.load import load_tokenizer_of, load_trained
 from llama_lab.take.source import Source
 
@@ -115,6 +116,7 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
             except DataError as error:  # too long, or the template takes no such turn: the conversation goes on
                 print(f"{error} Type /reset to begin anew.", file=sys.stderr)
             except KeyboardInterrupt:
+                forget_signals()
                 print("\nStopped. This turn is forgotten; /exit ends.", file=sys.stderr)
             else:
                 turns = [*turns, asked, {"role": "assistant", "content": answer}]

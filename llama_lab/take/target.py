@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llama_lab.data.files import expanded
 from llama_lab.errors import RunError
+from llama_lab.process import end_if_told
 from llama_lab.rundir import RunDir
 
 MAX_NAME_BYTES = 200
@@ -63,6 +64,7 @@ def new_folder(to: Path) -> Iterator[Path]:
         folder = work / "new"
         folder.mkdir()
         yield folder
+        end_if_told()
         _give_name(folder, place, f"--to {to}")
 
 
@@ -76,6 +78,7 @@ def new_file(file: Path, flag: str) -> Iterator[Path]:
     with _work_folder(file.absolute(), f"{flag} {file}") as work:
         check_new_file(file, flag)
         yield work / "new"
+        end_if_told()
         check_new_file(file, flag)  # rename would write over it
         _give_name(work / "new", file, f"{flag} {file}")
 

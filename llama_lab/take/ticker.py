@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.status import Status
 
+from llama_lab.process import end_if_told
+
 EVERY_S = 2.0
 """Seconds between two lines outside of a terminal."""
 
@@ -32,7 +34,8 @@ class Ticker:
             self.status.stop()
 
     def __call__(self, what: str) -> None:
-        """Say what begins now."""
+        """Say what begins now, unless the process has been told to end."""
+        end_if_told()
         if self.status is not None:
             self.status.update(what)
         elif time.monotonic() - self.last >= EVERY_S:

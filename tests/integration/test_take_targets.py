@@ -52,7 +52,8 @@ def test_a_merge_that_is_told_to_end_leaves_nothing(tmp_path, started, by):
     merge = started()
     os.killpg(merge.pid, by)
     _, errors = merge.communicate(timeout=60)
-    assert merge.returncode == 128 + by
+    # the latter where Python itself was interrupted, of which a shell shows the former
+    assert merge.returncode in (128 + by, -by)
     assert "Traceback" not in errors
     assert ("llama_lab: interrupted." in errors) is (by is signal.SIGINT)
     assert [name for name in content(tmp_path) if "llama_lab" in name] == []

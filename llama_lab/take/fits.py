@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_vocabulary(key: str) -> bool:
-    names: Iterable[str] = ("embed_tokens", "lm_head")
-    return any(name in key for name in names) and "lora_" not in key
+    return key.endswith((".embed_tokens.weight", ".lm_head.weight"))
 
 
 def _other_base(adapter: str, has: str, wanted: str, name: str, trained_on: str) -> ModelError:

@@ -89,7 +89,9 @@ def _check_targets(modules: list[str], peft: dict[str, Any], adapter: Path) -> N
         told = f"{len(left)} layers that it leaves out, such as {left[0]}"
         raise _not_one(adapter, f"has target_modules={_short(peft.get('target_modules'))}", f"the weights have {told}")
     targets = peft.get("target_modules")
-    for target in targets if isinstance(targets, list) else []:
+    if peft.get("exclude_modules") or not isinstance(targets, list):
+        return  # PEFT writes down what it has left out as well
+    for target in targets:
         if not any(_ends_with(name, target) for name in modules):
             raise _not_one(adapter, f"names {target} in target_modules", "the weights have no such layer")
 

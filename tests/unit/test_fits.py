@@ -122,3 +122,16 @@ def test_a_head_that_is_none_is_a_file_that_is_not_whole(tmp_path, header):
     file.write_bytes(struct.pack("<Q", len(header)) + header + b"more")
     with pytest.raises(ModelError, match="is not a whole safetensors file"):
         tensor_shapes(file)
+
+
+def test_targets_that_are_left_out_need_no_weights(adapter):
+    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    left_out = {"target_modules": ["q_proj", "model.layers.0.mlp.down_proj"], "exclude_modules": ["down_proj"]}
+    check_weights(shapes, PLAIN | left_out, adapter)
+
+
+def test_a_few_trained_tokens_are_no_other_vocabulary(tmp_path):
+    tokens = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.zeros(2, 64)}
+    save_file({KEY.format(0): torch.zeros(8, 64)} | tokens, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 1}))
+    check_fits(tmp_path, PLAIN, ModelSettings(name=str(tmp_path)))

@@ -44,7 +44,12 @@ def test_a_stack_is_told_beside_one_run_of_as_many_tokens(tmp_path, monkeypatch)
 
     rows = json.loads(render_stacked.STACKED.read_text())["rows"]
     alone = next(row for row in rows if row["system"] == "one after the other")
-    run = {"case": "rank 32", "card": alone["card"], "tokens_per_step": alone["tokens_per_step"]}
+    run = {
+        "case": "rank 32",
+        "card": alone["card"],
+        "tokens_per_step": alone["tokens_per_step"],
+        "settings": ["lora.r=32"],
+    }
     file = tmp_path / "sweep.json"
     monkeypatch.setattr(render_stacked, "SWEEP", file)
     assert "one run of as many tokens" not in render_stacked.stacked_table()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_lab.config import LLAMA_LINEAR
+from llama_lab.config import LLAMA_LINEAR, LLAMA_MODULES
 from llama_lab.errors import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,6 +24,8 @@ PEFTS_RANK = 8
 """Of a config that names none."""
 PEFTS_TARGETS = ["q_proj", "v_proj"]
 """Of a Llama whose config names none."""
+TIED = ("model.embed_tokens", "lm_head")
+"""Modules that are one matrix in many Llamas."""
 AGAIN = "Save the adapter again, or bring the file back as it was."
 
 
@@ -40,6 +42,8 @@ def check_config(peft: dict[str, Any], file: Path) -> None:
     for key, (is_right, rule) in RULES.items():
         if peft.get(key) is not None and not is_right(peft[key]):
             raise ModelError(f"{file}: {key} is {peft[key]!r}, and must be {rule}. {AGAIN}")
+    if peft.get("target_modules") == [] and not peft.get("target_parameters"):
+        raise ModelError(f"{file}: target_modules is [], and must be {RULES['target_modules'][1]}. {AGAIN}")
     for key in ("r", "lora_alpha"):
         if key in peft and peft[key] is None:
             raise ModelError(f"{file}: {key} is null, and must be {RULES[key][1]}. {AGAIN}")
@@ -59,7 +63,8 @@ def check_weights(shapes: Shapes, peft: dict[str, Any], adapter: Path) -> None:
     modules = sorted({key.removeprefix(PREFIX).partition(LORA)[0] for key in shapes if LORA in key})
     if not peft.get("target_parameters"):  # whose weights have names of their own
         _check_targets(modules, peft, adapter)
-    saved = [name for name in peft.get("modules_to_save") or [] if not any(f".{name}." in key for key in shapes)]
+    asked = [name for name in peft.get("modules_to_save") or [] if _is_of_a_llama(name)]
+    saved = [name for name in asked if not any(f".{name}." in key for key in shapes)]
     if saved and peft.get("task_type") == "CAUSAL_LM":  # of a model that scores, PEFT adds names that it may not have
         raise _not_one(adapter, f"names {saved[0]} in modules_to_save", "the weights have no such module")
     if modules and bool(peft.get("use_dora")) is not any(DORA in key for key in shapes):
@@ -91,20 +96,36 @@ def _check_targets(modules: list[str], peft: dict[str, Any], adapter: Path) -> N
     targets = peft.get("target_modules")
     if peft.get("exclude_modules") or not isinstance(targets, list):
         return  # PEFT writes down what it has left out as well
+    whole = peft.get("modules_to_save") or []  # which PEFT gives no LoRA
     for target in targets:
+        if not _is_of_a_llama(target) or any(_is_within(target, name) for name in whole):
+            continue
         if not any(_ends_with(name, target) for name in modules):
             raise _not_one(adapter, f"names {target} in target_modules", "the weights have no such layer")
+
+
+def _is_of_a_llama(name: str) -> bool:
+    """Whether a Llama has it; people list names of many kinds of models, of which PEFT takes those that there are."""
+    return name.rpartition(".")[2] in LLAMA_MODULES
+
+
+def _is_within(name: str, module: str) -> bool:
+    return f".{module}." in f".{name}."
 
 
 def _matcher(peft: dict[str, Any]) -> Callable[[str], bool]:
     """Which layers a config covers, as PEFT decides it: peft/tuners/tuners_utils.py, check_target_module_exists."""
     targets = PEFTS_TARGETS if peft.get("target_modules") is None else peft["target_modules"]
     targets = list(LLAMA_LINEAR) if targets == "all-linear" else targets
+    # PEFT gives the other one of two that are tied the same LoRA
+    tied = TIED if peft.get("ensure_weight_tying") and any(_is_named(name, targets) for name in TIED) else ()
     excluded = peft.get("exclude_modules") or []
     layers = peft.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
 
     def covers(name: str) -> bool:
+        if name in tied:
+            return True
         if _is_named(name, excluded) or not _is_named(name, targets):
             return False
         if isinstance(targets, str) or not layers or name in targets:
@@ -126,13 +147,13 @@ def _ends_with(name: str, end: str) -> bool:
 
 
 def _check_ranks(shapes: Shapes, peft: dict[str, Any], adapter: Path) -> None:
-    patterns: dict[str, int] = peft.get("rank_pattern") or {}
+    # as peft/utils/other.py, get_pattern_key; compiled once: EVA writes as many as there are layers
+    patterns = [(re.compile(rf"(.*\.)?({key})$"), r) for key, r in (peft.get("rank_pattern") or {}).items()]
     general = peft.get("r", PEFTS_RANK)
     wrong = {}
     for key, shape in sorted(shapes.items()):
         name = key.removeprefix(PREFIX).partition(LORA)[0]
-        # as peft/utils/other.py, get_pattern_key
-        wanted = next((r for pattern, r in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), general)
+        wanted = next((r for pattern, r in patterns if pattern.match(name)), general)
         found = shape[0] if key.endswith("lora_A.weight") else shape[1] if key.endswith("lora_B.weight") else wanted
         if found != wanted:
             wrong[key] = (wanted, found)
@@ -199,7 +220,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (_is_scale, "a positive number"),
     "rank_pattern": (_is_pattern(_is_rank), "whole numbers from 1 by the names of layers"),
     "alpha_pattern": (_is_pattern(_is_scale), "positive numbers by the names of layers"),
-    "target_modules": (lambda value: value != [] and _TARGETS[0](value), _TARGETS[1]),
+    "target_modules": _TARGETS,
     "exclude_modules": _TARGETS,
     "modules_to_save": (_is_names, "a list of names"),
     "layers_to_transform": (_is_layers, "numbers of layers"),

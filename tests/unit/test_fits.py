@@ -106,6 +106,34 @@ def test_targets_are_read_as_peft_reads_them(adapter, targets):
         assert all(check_target_module_exists(config, f"model.layers.{i}.self_attn.q_proj") for i in range(2))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"target_modules": ["q_proj", "query_key_value", "W_pack"]},
+        {"modules_to_save": ["embed_token", "wte", "layernorm"], "task_type": "CAUSAL_LM"},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_names_of_which_peft_builds_nothing_are_taken(adapter, changed):
+    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    whole = {"base_model.model.lm_head.weight": (512, 64)}
+    check_weights(shapes | whole, PLAIN | changed, adapter)
+
+
+def test_a_tied_layer_has_the_lora_of_the_other_one(adapter):
+    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    tied = {f"base_model.model.{name}.lora_embedding_A": (8, 512) for name in ("model.embed_tokens", "lm_head")}
+    changed = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    check_weights(shapes | tied, PLAIN | changed, adapter)
+    with pytest.raises(ModelError, match="1 layers that it leaves out, such as lm_head"):
+        check_weights(shapes | tied, PLAIN | changed | {"ensure_weight_tying": False}, adapter)
+
+
+def test_an_adapter_of_parameters_alone_names_no_modules():
+    parameters = {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]}
+    check_config(PLAIN | parameters, Path("adapter_config.json"))
+
+
 def test_layers_that_peft_builds_and_the_file_lacks_are_named(adapter):
     shapes = tensor_shapes(adapter / "adapter_model.safetensors")
     built = [key.replace("lora_A", "lora_A.default") for key in shapes]

@@ -28,7 +28,7 @@ def check_target(to: Path) -> None:
     """
     place = _place(to)
     _check_name(place, f"--to {to}")
-    if os.path.lexists(to) and (not place.is_dir() or any(place.iterdir())):
+    if os.path.lexists(expanded(str(to))) and (not place.is_dir() or any(place.iterdir())):
         raise RunError(f"--to {to} is there already and is not overwritten. Type another folder.")
     if place == _place(Path()) or os.path.ismount(place):  # an empty one is replaced, which these cannot be
         raise RunError(f"--to {to} is the folder you are in, or a disk. Type the name of a new folder.")

@@ -91,6 +91,7 @@ def test_a_link_and_home_are_followed(lab, tiny_run, tmp_path):
         (f"merge RUN --to {'n' * 250}", "the name is too long"),
         (f"merge RUN --to {'n' * 260}/mine", "File name too long"),
         ("merge RUN --to dangling", "--to dangling is there already"),
+        ("merge RUN --to ~/full", "--to ~/full is there already"),
         ("export RUN --gguf mine", "Type --gguf mine.gguf"),
         (f"export RUN --gguf {'n' * 250}.gguf", "the name is too long"),
         ("export RUN --gguf mine.gguf", "its Modelfile mine.Modelfile is there already"),
@@ -101,8 +102,12 @@ def test_places_are_refused_before_anything_is_loaded(lab, tmp_path, words, said
         (tmp_path / "dangling").symlink_to("nowhere")
     if "mine.gguf" in words:
         (tmp_path / "mine.Modelfile").touch()
+    if "~/full" in words:
+        (tmp_path / "full" / "of").mkdir(parents=True)
     before = os.listdir(tmp_path)
-    done = lab(*words.replace("RUN", "nowhere").split(), cwd=tmp_path)  # a run that is not there is looked for later
+    done = lab(
+        *words.replace("RUN", "nowhere").split(), cwd=tmp_path, HOME=str(tmp_path)
+    )  # a run that is not there is looked for later
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

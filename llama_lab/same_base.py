@@ -16,14 +16,29 @@ from llama_lab.data.files import expanded
 
 SAMPLE = 4096
 """Bytes that are read at the beginning, in the middle and at the end of each tensor."""
+INDEX = "model.safetensors.index.json"
+COMPUTED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "num_attention_heads": None,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+"""Settings of a config.json that change what is computed with the same tensors, and the defaults of transformers. What
+else stands there, and how, differs from one version of transformers to the next that saves the model again."""
 
 
 def fingerprint(model: ModelSettings) -> str | None:
     """What tells the base in a folder from every other one, by its content alone: a copy elsewhere has the same.
 
-    It is made of config.json, and of each weight file the name, the size, the header and a sample of each tensor: some
-    megabytes of the 13 GB of a Llama-2-7B, whose whole hash a run would wait for. Training changes the tensors that it
-    changes nearly everywhere, so that a sample tells; a few numbers written somewhere into a matrix are not seen.
+    It is made of what config.json says is computed, and of the name, the type, the shape and a sample of each tensor,
+    in however many files they lie: some megabytes of the 13 GB of a Llama-2-7B, whose whole hash a run would wait for.
+    Training changes the tensors that it changes nearly everywhere, so that a sample tells; a few numbers written
+    somewhere into a matrix are not seen.
 
     Returns:
         None for a model of the hub, which its commit names, for an embedded one, and where a file cannot be read, which
@@ -34,11 +49,12 @@ def fingerprint(model: ModelSettings) -> str | None:
         return None
     digest = hashlib.sha256()
     try:
-        digest.update((folder / "config.json").read_bytes())
-        for file in sorted(folder.glob("*.safetensors")):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            for part in _samples(file):
-                digest.update(part)
+        config = json.loads((folder / "config.json").read_bytes())
+        tensors = {name: told for file in _weight_files(folder) for name, told in _tensors(file)}
+        digest.update(json.dumps(_computed(config), sort_keys=True).encode())
+        for name in sorted(tensors):
+            if not (name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and _is_tied(config))):
+                digest.update(name.encode() + tensors[name])  # the others are made again from what is hashed
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
     return digest.hexdigest()[:16]
@@ -55,14 +71,42 @@ def was_exchanged(lock: dict[str, Any], model: ModelSettings) -> str | None:
     return f"the fingerprint of {model.name} was {before} and is {now} now"
 
 
-def _samples(file: Path) -> Iterator[bytes]:
-    """The header of a safetensors file, and bytes of each of its tensors."""
+def _computed(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says is computed, alike from every version of transformers that writes it."""
+    told = {key: default if config.get(key) is None else config[key] for key, default in COMPUTED.items()}
+    heads = told["num_attention_heads"]
+    told["num_key_value_heads"] = told["num_key_value_heads"] or heads
+    told["head_dim"] = told["head_dim"] or (config["hidden_size"] // heads if heads else None)
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000
+    rest = {key: value for key, value in rope.items() if key != "type" and value is not None}
+    return told | {"rope": [kind, float(theta), rest if kind != "default" else {}]}
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    return bool(config.get("tie_word_embeddings"))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers loads; others may lie beside them, such as an adapter's."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / INDEX).is_file():
+        named = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+        return [folder / name for name in sorted(set(named))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, bytes]]:
+    """The name of each tensor in a safetensors file, and a hash of its type, its shape and a sample of it."""
     with file.open("rb") as content:
         (length,) = struct.unpack("<Q", content.read(8))
-        header = content.read(min(length, file.stat().st_size))
-        yield header
-        places = [entry["data_offsets"] for key, entry in json.loads(header).items() if key != "__metadata__"]
-        for start, end in sorted(places):
+        header = json.loads(content.read(min(length, file.stat().st_size)))
+        found = [(entry["data_offsets"], key, entry) for key, entry in header.items() if key != "__metadata__"]
+        for (start, end), key, entry in sorted(found, key=lambda one: one[0]):
+            digest = hashlib.sha256(f"{entry['dtype']} {entry['shape']}".encode())
             for place in sorted({start, max(start, (start + end - SAMPLE) // 2), max(start, end - SAMPLE)}):
                 content.seek(8 + length + place)
-                yield content.read(min(SAMPLE, end - place))
+                digest.update(content.read(min(SAMPLE, end - place)))
+            yield key, digest.digest()

@@ -53,11 +53,31 @@ def test_fingerprint_follows_the_content_alone(begun, tmp_path):
     for tensor in tensors:
         exchange(copy, tensor)
         seen.add(fingerprint(ModelSettings(name=str(copy))))
-    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    config = read_json(copy / "config.json") | {"rms_norm_eps": 0.01}
+    (copy / "config.json").write_text(json.dumps(config))
     seen.add(fingerprint(ModelSettings(name=str(copy))))
     assert len(seen) == len(tensors) + 2
     (copy / "model.safetensors").write_bytes(b"short")
     assert fingerprint(ModelSettings(name=str(copy))) is None
+
+
+def test_a_base_that_is_saved_in_another_way_is_the_same(begun, tmp_path):
+    run, base = begun
+    known = read_json(run / "run.json")["model"]["fingerprint"]
+    copy = shutil.copytree(base, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = weights["model.norm.weight"]  # as Llama-2's files have it
+    (copy / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({name: weights[name] for name in weights if files[name] == file}, copy / file)
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (copy / "adapter_model.safetensors").write_bytes(b"of something else")
+    config = read_json(copy / "config.json")
+    rope = config.pop("rope_parameters")  # as transformers 4 writes it
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "transformers_version": "4.31.0"}
+    (copy / "config.json").write_text(json.dumps(config, indent=4))
+    assert known == fingerprint(ModelSettings(name=str(copy)))
 
 
 def test_a_run_does_not_go_on_with_other_weights(lab, exchanged):

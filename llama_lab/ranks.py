@@ -27,16 +27,23 @@ VARIABLES = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 def check_variables() -> None:
     """Refuse variables that are no numbers, or of which only some are set. Call it before anything else asks for them.
 
+    Where they speak of one process alone, as of torchrun --nproc-per-node 1, they are taken away: accelerate would make
+    a group of it, in which a model is not what it is in a run by itself.
+
     Raises:
         ConfigError: names the variable.
     """
     for name in VARIABLES:
-        if not os.environ.get(name, "0").isdecimal():
+        nobody = name == "LOCAL_RANK" and os.environ.get(name) == "-1"  # torch's and accelerate's word for it
+        if not nobody and not os.environ.get(name, "0").isdecimal():
             raise ConfigError(f"{name}={os.environ[name]} is no whole number from 0. {_how_to_set(name)}")
     if num_ranks() > 1 and "RANK" not in os.environ:
         raise ConfigError(f"WORLD_SIZE={num_ranks()} says several processes, and RANK is not set. {_how_to_set()}")
     if _variable("RANK") >= num_ranks():
         raise ConfigError(f"RANK={_variable('RANK')} is none of WORLD_SIZE={num_ranks()} processes. {_how_to_set()}")
+    if num_ranks() == 1:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
 
 
 def num_ranks() -> int:
@@ -51,7 +58,7 @@ def is_first() -> bool:
 
 def local_rank() -> int:
     """Which GPU of its machine is this process's."""
-    return _variable("LOCAL_RANK")
+    return max(0, _variable("LOCAL_RANK"))
 
 
 def check_no_sweep() -> None:

@@ -57,3 +57,15 @@ def test_a_sweep_by_several_processes_is_refused(lab, tmp_path):
     assert done.returncode == 2
     assert "Leave one of the two out" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "1"}, {"LOCAL_RANK": "-1"}],
+    ids=str,
+)
+def test_one_process_of_a_launcher_is_a_run_by_itself(lab, tmp_path, variables):
+    words = ["model=tiny", "trainer.max_steps=1", "tracking=none", "dataset.max_eval_rows=2", "dataset.metrics=[]"]
+    done = lab(*words, "generation.num_prompts=0", "hydra.run.dir=one", cwd=tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "one" / "result.json")["status"] == "ok"

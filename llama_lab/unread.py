@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import stat
 import sys
@@ -46,14 +47,25 @@ class _Pipe(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            return self._write_whole(memoryview(data).cast("B"))
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())  # for what is still to come, also of libraries in C
             os.close(nowhere)
         if not _goes_on:
             raise SystemExit(END_CODE)  # rich would make a BrokenPipeError an exit code of its own
-        return len(data)
+        return memoryview(data).nbytes
+
+    def _write_whole(self, data: memoryview) -> int:
+        """Write all of it. A full pipe that does not make its writer wait, as those of Node, is waited for."""
+        written = 0
+        while written < len(data):
+            part = super().write(data[written:])
+            if part is None:
+                select.select([], [self], [])
+            else:
+                written += part
+        return written
 
 
 def _watched(stream: io.TextIOWrapper) -> TextIO:

@@ -1,6 +1,9 @@
 """Nobody reads on: `python -m llama_lab ... | head -1`."""
 
+import os
 import subprocess
+import sys
+import time
 
 import pytest
 
@@ -33,3 +36,16 @@ def test_a_verb_whose_output_nobody_reads_ends_without_a_word(lab, tmp_path, wor
     process.stdout.close()
     assert process.wait(timeout=120) == 141  # 128 + SIGPIPE, as a shell shows it of other tools
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_a_pipe_that_is_full_and_does_not_wait_loses_nothing(flags):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = "from llama_lab.unread import flush, watch_output; watch_output(); print('x' * 300_000); flush()"
+    with subprocess.Popen([sys.executable, *flags, "-c", code], stdout=writer) as process:
+        os.close(writer)
+        time.sleep(0.5)  # until it is full
+        with os.fdopen(reader) as file:
+            assert len(file.read()) == 300_001
+    assert process.returncode == 0

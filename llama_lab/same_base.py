@@ -16,6 +16,8 @@ from llama_lab.data.files import expanded
 
 SAMPLE = 4096
 """Bytes that are read at the beginning, in the middle and at the end of each tensor."""
+SCHEME = "tensors-"
+"""How a fingerprint begins, by what it is made of: one that was made in another way says nothing of this one."""
 INDEX = "model.safetensors.index.json"
 COMPUTED = {
     "model_type": "llama",
@@ -57,7 +59,7 @@ def fingerprint(model: ModelSettings) -> str | None:
                 digest.update(name.encode() + tensors[name])  # the others are made again from what is hashed
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
-    return digest.hexdigest()[:16]
+    return SCHEME + digest.hexdigest()[:16]
 
 
 def was_exchanged(lock: dict[str, Any], model: ModelSettings) -> str | None:
@@ -65,10 +67,17 @@ def was_exchanged(lock: dict[str, Any], model: ModelSettings) -> str | None:
 
     Runs that began before fingerprints were kept have none, and go on as they did.
     """
-    before, now = (lock.get("model") or {}).get("fingerprint"), fingerprint(model)
+    before, now = recorded(lock), fingerprint(model)
     if before is None or now in (None, before):
         return None
     return f"the fingerprint of {model.name} was {before} and is {now} now"
+
+
+def recorded(lock: dict[str, Any]) -> str | None:
+    """The fingerprint in a run.json; None where there is none that can be compared with one of now."""
+    model = lock.get("model")
+    found = model.get("fingerprint") if isinstance(model, dict) else None
+    return found if isinstance(found, str) and found.startswith(SCHEME) else None
 
 
 def _computed(config: dict[str, Any]) -> dict[str, Any]:

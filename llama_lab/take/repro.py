@@ -22,7 +22,7 @@ from llama_lab.errors import LlamaLabError, RunError
 from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
-from llama_lab.same_base import fingerprint
+from llama_lab.same_base import fingerprint, recorded
 
 MEASURED = ("runtime_s", "tokens_per_s", "peak_memory_gib")
 """Ends of the names of numbers that differ from run to run."""
@@ -114,7 +114,7 @@ def _differences(lock: dict[str, Any], config: RunConfig) -> list[Difference]:
         "code": code_state(),
         "versions": {"python": _python(), "llama_lab": __version__} | package_versions(),
         "hardware": hardware(),
-        "model": {"fingerprint": fingerprint(config.model)} if (lock.get("model") or {}).get("fingerprint") else {},
+        "model": {"fingerprint": fingerprint(config.model)} if recorded(lock) else {},
         "dataset": {"fingerprint": _fingerprint(config)},
     }
     found: list[Difference] = []

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from llama_lab.config import ModelSettings
-from llama_lab.same_base import fingerprint
+from llama_lab.same_base import fingerprint, was_exchanged
 
 from .conftest import TINY, read_json
 
@@ -89,6 +89,8 @@ def test_a_run_does_not_go_on_with_other_weights(lab, exchanged):
     assert f"The base is not the one that {run} began with: the fingerprint of {base} was" in done.stderr
     assert "Bring its folder back as it was, or start a new run." in done.stderr
     assert read_json(run / "run.json") == lock
+    lock["model"]["fingerprint"] = "b6191ed13e9e8afb"  # as of a run that began when they were made in another way
+    assert was_exchanged(lock, ModelSettings(name=str(base))) is None
     del lock["model"]["fingerprint"]  # as of a run that began before there were fingerprints
     (run / "run.json").write_text(json.dumps(lock))
     done = lab(f"resume={run}", cwd=run.parent)

@@ -129,6 +129,8 @@ def context_of(model: ModelSettings) -> int | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if places and rope.get("rope_type") in ("linear", "dynamic"):  # these stretch the places that the config names
         places = int(places * rope.get("factor", 1))
+    elif places and rope.get("rope_type") == "yarn":  # some configs name the places before, and some those after
+        places = max(places, int(rope.get("original_max_position_embeddings", places) * rope.get("factor", 1)))
     return places
 
 

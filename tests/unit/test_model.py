@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from llama_lab.compose import compose_words
+from llama_lab.config import ModelSettings
 from llama_lab.errors import ModelError
-from llama_lab.model import base_shape, load_base
+from llama_lab.model import base_shape, context_of, load_base
 
 BERT = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
 
@@ -30,3 +31,18 @@ def test_models_that_are_built_otherwise_are_refused(config, said, tmp_path):
     run = compose_words(["model=llama2_7b", f"model.name={tmp_path}", "quant=none"])
     with pytest.raises(ModelError, match=said):
         _ = base_shape(run.model), load_base(run.model, run.quant)
+
+
+@pytest.mark.parametrize(
+    ("places", "rope", "context"),
+    [
+        (4096, {"rope_type": "linear", "factor": 2.0}, 8192),
+        (32768, {"rope_type": "yarn", "factor": 4.0}, 131072),
+        (32768, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        (65536, {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}, 65536),
+    ],
+)
+def test_places_that_a_rotation_stretches_are_counted(places, rope, context, tmp_path):
+    config = LlamaConfig(max_position_embeddings=places, rope_parameters=rope | {"rope_theta": 10_000.0})
+    config.save_pretrained(tmp_path)
+    assert context_of(ModelSettings(name=str(tmp_path))) == context

@@ -123,12 +123,17 @@ def speed_table(file: Path = SPEED, *, is_short: bool = False) -> str:
         speed = f"{row['tokens_per_s']:,.0f} | {row['step_ms']:.0f} | {f'{times:.2f}' if times else '-'}"
         beside = f"{row['peak_memory_gib']:.1f} | {target.said()} | {' | '.join(peers)}"
         lines.append(f"| {row['tokens_per_step']:,.0f} | {kind} | {speed} | {beside} |")
-        if found := target.missed(row, others):
-            missed.append(f"{row['tokens_per_step']:,.0f} tokens with {kind} ({', '.join(found)})")
+        missed += _missed(row, others)
     said = [f"Missed: {'; '.join(missed)}." if missed else "All aims of this table are reached."]
     if not is_short:
         said += [*_again(by_case), *_peers_said(rows), *_elsewhere(ours, by_case), *_first_steps(rows)]
     return "\n".join([*lines, "", "\n\n".join([*said, _source(rows, ours, file)])])
+
+
+def _missed(row: dict[str, Any], peers: dict[str, dict[str, Any]]) -> list[str]:
+    """What a row misses of its aims, in one entry; none where it reaches all."""
+    found = SPEED_TARGETS[row["case"]].missed(row, peers)
+    return [f"{row['tokens_per_step']:,.0f} tokens with {_kind(row)} ({', '.join(found)})"] if found else []
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -143,11 +148,7 @@ def _again(by_case: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     cells = [f"{row['tokens_per_s']:,.0f} at {row['tokens_per_step']:,.0f} with {_kind(row)}" for row in rows]
-    missed = [
-        f"{row['tokens_per_step']:,.0f} tokens with {_kind(row)} ({', '.join(found)})"
-        for row in rows
-        if (found := SPEED_TARGETS[row["case"]].missed(row, {}))
-    ]
+    missed = [said for row in rows for said in _missed(row, {})]
     there = f"Missed there: {'; '.join(missed)}" if missed else "What is aimed at without a peer is reached there, too"
     said = f"Ours again{ELSEWHERE}, without peers beside them, at {_commits(rows)}: {'; '.join(cells)} tokens/s"
     return [f"{said}. {there}."]

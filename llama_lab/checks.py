@@ -16,6 +16,7 @@ from llama_lab.data.preference import check_trainer
 from llama_lab.data.templates import TEMPLATE_NAMES
 from llama_lab.dataset_config import EMBEDDED_DATASETS, DatasetSettings
 from llama_lab.errors import ConfigError, DataError, ModelError, did_you_mean
+from llama_lab.params import SIZES
 from llama_lab.preference_checks import check_preferences, check_unanswered
 from llama_lab.results import OBJECTIVES
 from llama_lab.reward_model import check_reward_model
@@ -255,6 +256,6 @@ def _check_model_config(config: Any, where: str) -> None:
     mend = "Save the model again with save_pretrained, or name another folder."
     if not isinstance(config, dict):
         raise ModelError(f"{where} is not that of a model: it holds no object of settings. {mend}")
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    for key in SIZES:
         if not (isinstance(number := config.get(key, 1), int) and number > 0):
             raise ModelError(f"{where} says {key}={json.dumps(number)}, which is no whole number from 1. {mend}")

@@ -12,17 +12,13 @@ from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.hub import loading
-from llama_lab.params import ModelShape, shape_from_config
+from llama_lab.params import SIZES, ModelShape, shape_from_config
 from llama_lab.quant import compute_dtype, dequantise_once, keep_trainable, quantization_config
 from llama_lab.ranks import local_rank
 from llama_lab.reward_model import HEAD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
-"""What the config of a model that is built as Llama is has."""
 
 
 def base_path(model: ModelSettings) -> str:
@@ -113,7 +109,7 @@ def base_shape(model: ModelSettings) -> ModelShape:
         ModelError: the config cannot be loaded, or is not of a model that is built as Llama is.
     """
     config = _config_of(model)
-    if missing := SIZES - config.to_dict().keys():
+    if missing := set(SIZES) - config.to_dict().keys():
         raise _not_a_llama(model, config.model_type, f"its config.json has no {min(missing)}")
     return shape_from_config(config)
 

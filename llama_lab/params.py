@@ -77,6 +77,8 @@ SHAPES = {
     "codellama_7b_python": _llama(4096, 11008, 32, 32, 32, 32000),
 }
 """Source: the config.json of each model on the hub."""
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""What the config.json of a model that is built as Llama is has."""
 
 _NAMES = (
     (r"llama-?2-(7|13|70)b", "llama2_{}b"),

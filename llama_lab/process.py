@@ -50,7 +50,7 @@ _told: list[int] = []
 def terminated(signum: int, frame: object) -> NoReturn:
     """End the process by an exception, so that what it holds is let go; for signal.signal."""
     _told.append(signum)
-    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+    _end(signum)
 
 
 def told_to_end() -> int | None:
@@ -61,7 +61,11 @@ def told_to_end() -> int | None:
 def end_if_told() -> None:
     """Raise again what a signal raised in a library that dropped it, as those in C and destructors do."""
     if _told:
-        terminated(_told[-1], None)
+        _end(_told[-1])
+
+
+def _end(signum: int) -> NoReturn:
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
 
 def forget_signals() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.checkpoints import WEIGHTS
 from llama_lab.choices import LossOn, TrainerName
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, LlamaLabError, ModelError
@@ -97,8 +96,7 @@ def load_scorer(name: str) -> Callable[[list[list[dict[str, str]]], list[str]], 
     from llama_lab.data.templates import encode
     from llama_lab.lock import config_of
     from llama_lab.model import load_base, load_tokenizer
-    from llama_lab.take.fits import tensor_shapes
-    from llama_lab.take.peft_config import check_built
+    from llama_lab.take.fits import check_loaded
 
     run_dir = RunDir(expanded(name))
     config = config_of(run_dir.read_lock())
@@ -110,8 +108,7 @@ def load_scorer(name: str) -> Callable[[list[list[dict[str, str]]], list[str]], 
         model = PeftModel.from_pretrained(base, str(run_dir.adapter)).eval()
     except Exception as error:
         raise ModelError(f"trainer.reward_model={name} does not load: {' '.join(str(error).split())[:300]}") from error
-    names = (name for name, _ in model.named_parameters())
-    check_built(names, tensor_shapes(run_dir.adapter / WEIGHTS), run_dir.adapter)
+    check_loaded(model, run_dir.adapter)
 
     def score(prompts: list[list[dict[str, str]]], answers: list[str]) -> list[float]:
         # an answer that is empty still ends with its EOS, where the score is read

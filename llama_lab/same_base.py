@@ -67,8 +67,9 @@ def was_exchanged(lock: dict[str, Any], model: ModelSettings) -> str | None:
 
     Runs that began before fingerprints were kept have none, and go on as they did.
     """
-    before, now = recorded(lock), fingerprint(model)
-    if before is None or now in (None, before):
+    before = recorded(lock)
+    if before is None or (now := fingerprint(model)) in (None, before):
+        return None
         return None
     return f"the fingerprint of {model.name} was {before} and is {now} now"
 

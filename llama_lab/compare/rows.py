@@ -66,10 +66,12 @@ class Row:
 
     @property
     def is_ok(self) -> bool:
+        """Whether it has ended well."""
         return self.first.status == "ok"
 
     @property
     def name(self) -> str:
+        """Of the first run, and how many more there are."""
         return self.first.name if len(self.runs) == 1 else f"{self.first.name} (+{len(self.runs) - 1})"
 
     @property

@@ -66,8 +66,8 @@ class Used:
     @classmethod
     def of(cls, rank_S: Tensor, rank_K: Tensor) -> Used:
         """Of what `Layout.rank_indices` says."""
-        gap = pad(rank_S, (0, -len(rank_S) % TILE), value=torch.iinfo(rank_S.dtype).max)
-        return cls(rank_S=rank_S, least_T=gap.view(-1, TILE).amin(dim=1), rank_K=rank_K)
+        whole_tiles = pad(rank_S, (0, -len(rank_S) % TILE), value=torch.iinfo(rank_S.dtype).max)
+        return cls(rank_S=rank_S, least_T=whole_tiles.view(-1, TILE).amin(dim=1), rank_K=rank_K)
 
 
 class FlatAdamW:

@@ -8,11 +8,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from llama_lab.checkpoints import WEIGHTS
 from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings
 from llama_lab.data.files import expanded
 from llama_lab.errors import ModelError
-from llama_lab.take.peft_config import check_weights
+from llama_lab.take.peft_config import check_built, check_weights
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -23,13 +24,25 @@ def check_fits(adapter: Path, peft: dict[str, Any], model: ModelSettings) -> Non
     Raises:
         ModelError: names the sizes that differ, and the base that the adapter was made for.
     """
-    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    shapes = tensor_shapes(adapter / WEIGHTS)
     check_weights(shapes, peft, adapter)
     folder = expanded(model.name)
     if model.source is not ModelSource.hub or not (folder / "config.json").is_file():
         return
     base = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     check_shapes(shapes, base, f"{adapter}", model.name, str(peft.get("base_model_name_or_path")))
+
+
+def check_loaded(model: Any, adapter: Path) -> None:
+    """Refuse an adapter of which PEFT has loaded a part, or that it has built larger than its file.
+
+    Args:
+        model: PEFT's.
+    Raises:
+        ModelError: names the first layer that only one of them has.
+    """
+    names = (name for name, _ in model.named_parameters())
+    check_built(names, tensor_shapes(adapter / WEIGHTS), adapter)
 
 
 def check_shapes(

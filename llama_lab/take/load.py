@@ -6,12 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_lab.checkpoints import WEIGHTS
 from llama_lab.config import RunConfig
 from llama_lab.errors import ModelError
 from llama_lab.process import prepare, quiet_libraries
-from llama_lab.take.fits import tensor_shapes
-from llama_lab.take.peft_config import check_built
+from llama_lab.take.fits import check_loaded
 from llama_lab.take.source import Source
 
 if TYPE_CHECKING:
@@ -86,8 +84,7 @@ def load_on(base: PreTrainedModel, source: Source) -> PeftModel:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{source.adapter} does not load on {source.config.model.name}: {reason}") from error
-    names = (name for name, _ in model.named_parameters())
-    check_built(names, tensor_shapes(source.adapter / WEIGHTS), source.adapter)
+    check_loaded(model, source.adapter)
     if choose(source.config).speeds_up_model:
         speed_up(model)
     return model.eval()

@@ -83,7 +83,8 @@ def _stage_adapter(path: Path, settings: list[str], folder: Path, repository: st
 
 
 def _stage_merged(path: Path, folder: Path, repository: str) -> None:
-    for file in _files(path):
+    files = _files(path)
+    for file in files:
         if MERGED_FILES.fullmatch(file.name) or TOKENIZER_FILES.fullmatch(file.name) or file.name == MERGE_FILE:
             (folder / file.name).symlink_to(file.absolute())  # weights are large
     readme = _text_of(path / "README.md")
@@ -92,7 +93,7 @@ def _stage_merged(path: Path, folder: Path, repository: str) -> None:
         raise _damaged(path / MERGE_FILE, "does not say whether the merge is faithful")
     weights = _object_in(path / INDEX_FILE).get("weight_map")
     names = {str(name) for name in weights.values()} if isinstance(weights, dict) else {"weight_map"}
-    if lacking := names - {file.name for file in _files(path)}:
+    if lacking := names - {file.name for file in files}:
         raise _damaged(path / INDEX_FILE, f"names {min(lacking)}, which is not there")
     (folder / "README.md").write_text(readme.replace("PATH_OR_REPOSITORY", repository), encoding="utf-8")
     if not is_faithful:
@@ -100,9 +101,9 @@ def _stage_merged(path: Path, folder: Path, repository: str) -> None:
 
 
 def _text_of(file: Path) -> str:
+    if file.is_fifo():
+        raise _damaged(file, "cannot be read: it is a pipe")
     try:
-        if file.is_fifo():
-            raise OSError(0, "it is a pipe")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(file, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -87,12 +87,10 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
             f"trainer.reward_model={path}"
         )
     notes: list[str] = []
-    if run_dir is not None:
-        config = _changed(config_of(run_dir.read_lock()), words)
-    else:
-        config = _assumed(adapter, peft, words, notes)
+    lock = run_dir.read_lock() if run_dir is not None else None
+    config = _assumed(adapter, peft, words, notes) if lock is None else _changed(config_of(lock), words)
     check_model(config.model)
-    if run_dir is not None and (differs := was_exchanged(run_dir.read_lock(), config.model)):
+    if lock is not None and (differs := was_exchanged(lock, config.model)):
         notes.append(_other_base(path, config, words, differs))
     check_fits(adapter, peft, config.model)
     assumes_rows = run_dir is None and not any(word.startswith(ROWS) for word in words)

@@ -163,6 +163,6 @@ def test_ctrl_c_says_how_the_run_goes_on(lab, tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # a shell shows 130 of both
     assert said.strip() == f"llama_lab: interrupted. Go on with: python -m llama_lab resume={folder}"
     assert read_json(folder / "result.json")["status"] == "failed"

@@ -56,7 +56,7 @@ def test_ctrl_c_in_a_verb_is_one_line_without_a_run_to_go_on_with(lab, tiny_run)
         assert line, process.wait()
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # a shell shows 130 of both
     assert said.strip() == "llama_lab: interrupted."
 
 

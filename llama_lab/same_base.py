@@ -70,7 +70,6 @@ def was_exchanged(lock: dict[str, Any], model: ModelSettings) -> str | None:
     before = recorded(lock)
     if before is None or (now := fingerprint(model)) in (None, before):
         return None
-        return None
     return f"the fingerprint of {model.name} was {before} and is {now} now"
 
 

@@ -44,6 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = CPU_RESULTS.with_name("speed.json")
 SWEEP_RESULTS = CPU_RESULTS.with_name("speed_sweep.json")
 COMMAND = "python -m benchmarks.speed BASE"
+FOLLOWED = 0.5
+"""How many words the one before decides, where they are drawn as a language's are."""
 FIRST, LAST = 12, 44
 """Logged steps between which is measured; checkpoints are written at 25 and at the end."""
 WORDS = [
@@ -267,17 +269,22 @@ def write_rows(file: Path, max_length: int, num_blocks: int, *, num_words: int =
     """Rows of random words for at least so many packed blocks.
 
     Args:
-        num_words: words that come as often as a language's do, the n-th 1/n as often as the first (Zipf), so that there
-            is something to learn; 0 for all words, equally often.
+        num_words: words that come about as often as a language's do, the n-th 1/n as often as the first (Zipf), each of
+            which is in half of all cases followed by one and the same, so that there is something to learn; 0 for all
+            words, equally often.
     """
     rng, left = random.Random(0), num_blocks * max_length
     words = range(3, 3 + num_words) if num_words else range(3, 32000)
     shares = list(accumulate(1 / n if num_words else 1.0 for n in range(1, len(words) + 1)))
+    followed = dict(zip(words, rng.choices(words, cum_weights=shares, k=num_words), strict=False))
     with file.open("w") as out:
         while left > 0:
             length = chat_length(rng, max_length)
             left -= length
             drawn = rng.choices(words, cum_weights=shares, k=length - 2)
+            for i in range(1, len(drawn) if followed else 0):
+                if rng.random() < FOLLOWED:
+                    drawn[i] = followed[drawn[i - 1]]
             out.write(json.dumps({"text": " ".join(f"w{word}" for word in drawn)}) + "\n")
 
 

@@ -5,13 +5,13 @@
     python -m benchmarks.study --embedded                          # SmolLM2 on the data set `sample`
     python -m benchmarks.study BASE --trials 9 --steps 81 hydra.launcher.rows=8   # other sizes, more settings
 
-BASE is a checkpoint of the shape of Llama-2-7B. With random weights it has nothing to learn from rows of random words
-but how often each comes, which follows Zipf's law as a language's words do; the work is a real one's. Stacked is the
-command as a user types it, from its start to its exit: the stacked launcher, successive halving of factor 3, and the
-random sampler, so that both ways train the same points. One by one is a plain run a point, each whole, each in a
-process of its own, by the fast engine as well. Its time is the sum of the wall times of the processes, which is what
-one GPU would take; the first has the machine to itself and fills the compile cache. Each way begins with an empty
-compile cache, or with the one that --cache names: cache_stacked in the --folder of an earlier call.
+BASE is a checkpoint of the shape of Llama-2-7B. With random weights it learns from rows of random words how often each
+comes, which follows Zipf's law as a language's words do, and which word often follows another; the work is a real
+one's. Stacked is the command as a user types it, from its start to its exit: the stacked launcher, successive halving
+of factor 3, and the random sampler, so that both ways train the same points. One by one is a plain run a point, each
+whole, each in a process of its own, by the fast engine as well. Its time is the sum of the wall times of the processes,
+which is what one GPU would take; the first has the machine to itself and fills the compile cache. Each way begins with
+an empty compile cache, or with the one that --cache names: cache_stacked in the --folder of an earlier call.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 benchmarks/stacked.py measures steps; here importing, loading, quantising, compiling, the held-out loss and saving the
 adapter are in the time, too, of both. The same ranks (8, 16, 32 and 64), each with two seeds; 250 steps are those of
 experiment=seed_guanaco. Each way begins with an empty compile cache. One after the other are five commands: the
-first, which compiles, and one for each rank, which the runs of that rank are counted as long as. Prints one JSON line a
-way and adds it to the results of benchmarks/stacked.py.
+first, which compiles, and one for each rank, which further runs of that rank count as long as. Prints one JSON line a
+way and adds it to the results.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed_gpu import add, head, write_rows
-from benchmarks.stacked import RANKS, RESULTS, case_of
+from benchmarks.stacked import RANKS, case_of
+from benchmarks.stacked import RESULTS as STEPS_RESULTS
 from benchmarks.study_runs import Drawn, Timed, one_by_one, run_study
 from benchmarks.study_trials import trial_of
 
+RESULTS = STEPS_RESULTS.with_name("stacked_runs.json")
 MEMORY = "fast"
 ONE_BY_ONE, STACKED = "commands, one after the other", "one stacked command"
 

@@ -17,7 +17,7 @@ from render_learning import learning_table  # noqa: E402
 from render_modules import modules_table  # noqa: E402
 from render_profile import speed_profile_table, stacked_profile_table  # noqa: E402
 from render_speed import SPEED_H200, at_commit, speed_cpu_table, speed_table  # noqa: E402
-from render_stacked import stacked_table  # noqa: E402
+from render_stacked import stacked_runs_table, stacked_table  # noqa: E402
 from render_stages import stages_table  # noqa: E402
 from render_study import study_section  # noqa: E402
 from render_sweep import speed_sweep_table  # noqa: E402
@@ -187,6 +187,7 @@ def sweep_rungs_table() -> str:
 BLOCKS = {
     "modules": modules_table,
     "stacked": stacked_table,
+    "stacked_runs": stacked_runs_table,
     "stages": stages_table,
     "study": study_section,
     "merge_onto": merge_onto_table,

@@ -9,6 +9,7 @@ from render_speed import at_commit
 from render_sweep import ROOT, SWEEP
 
 STACKED = ROOT / "benchmarks" / "results" / "stacked.json"
+RUNS = STACKED.with_name("stacked_runs.json")
 
 
 def stacked_table() -> str:
@@ -115,3 +116,22 @@ def _beside(stack: dict[str, Any], other: dict[str, Any]) -> str:
     unlike = f", on {other['card']}" if other["card"] != stack["card"] else ""
     unlike += f", `{other['memory']}`" if other.get("memory", stack["memory"]) != stack["memory"] else ""
     return f"{some}{other['tokens_per_s']:,.0f} ({stack['tokens_per_s'] / other['tokens_per_s']:.1f}x{unlike})"
+
+
+def stacked_runs_table() -> str:
+    """Whole runs one after the other beside one command that stacks them; nothing where it has not been measured."""
+    if not RUNS.exists():
+        return ""
+    rows = json.loads(RUNS.read_text())["rows"]
+    stacks = [row for row in rows if row["system"] == "one stacked command"]
+    lines = ["| runs x tokens a step of each | one by one, s | one stacked command, s | times as fast |"]
+    lines += ["|---|---:|---:|---:|"]
+    for stack in stacks:
+        alone = next(r for r in rows if r["case"] == stack["case"] and r is not stack)
+        gain = f"{alone['makespan_s'] / stack['makespan_s']:.2f}x"
+        lines.append(f"| {stack['case']} | {alone['makespan_s']:.0f} | {stack['makespan_s']:.0f} | {gain} |")
+    first = stacks[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    source = f"A Llama-2-7B-shaped model, NF4, on one {first['card']}{at_commit(first)}; {versions}"
+    source = f"{source}: benchmarks/results/stacked_runs.json, by `{first['command']}`."
+    return "\n".join([*lines, "", source])

@@ -7,7 +7,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "benchmarks" / "results" / "study.json"
 PICTURES = {
-    "512 tokens, 27 points of 729 steps": ROOT / "docs" / "images" / "study_stacked.svg",
+    "512 tokens, 27 points of 729 steps, words by frequency alone": ROOT / "docs" / "images" / "study_stacked.svg",
     "embedded, 27 points of 243 steps": ROOT / "docs" / "images" / "study_embedded.svg",
 }
 """By the case that each shows."""

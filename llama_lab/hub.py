@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from llama_lab.choices import ModelSource
@@ -49,6 +51,17 @@ def commit_of(model: ModelSettings) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None  # .../snapshots/COMMIT/config.json
 
 
+def at_commit(model: ModelSettings, lock: Mapping[str, Any]) -> ModelSettings:
+    """The model of a run as that has loaded it: at the commit in its run.json, also where a branch has moved on since.
+
+    Args:
+        lock: run.json; one without a commit, as of a run that has loaded nothing yet, changes nothing.
+    """
+    found = lock.get("model")
+    commit = found.get("commit") if isinstance(found, dict) else None
+    return replace(model, revision=commit) if commit and model.source is ModelSource.hub else model
+
+
 def dataset_snapshot(name: str, revision: str | None) -> str | None:
     """The folder of a data set that lies in the hub cache, such as one that `hf download` put there; None without."""
     from huggingface_hub import snapshot_download
@@ -61,7 +74,9 @@ def dataset_snapshot(name: str, revision: str | None) -> str | None:
 
 
 @contextmanager
-def loading(name: str, key: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def loading(
+    name: str, key: str, revision: str | None = None, passing: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Tell what goes wrong inside as `explain_hub` does; errors of ours go through as they are.
 
     Args:
@@ -72,16 +87,17 @@ def loading(name: str, key: str, passing: tuple[type[Exception], ...] = ()) -> I
     except Exception as error:
         if isinstance(error, (LlamaLabError, *passing)):
             raise
-        raise explain_hub(error, name, key) from error
+        raise explain_hub(error, name, key, revision) from error
 
 
-def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:
+def explain_hub(error: Exception, name: str, key: str, revision: str | None = None) -> LlamaLabError:
     """Why `name` could not be loaded, and what to do.
 
     Args:
         error: what transformers, datasets or huggingface_hub raised.
         name: the hub id or folder.
         key: the setting that named it, `model.name` or `dataset.name`.
+        revision: the one that was asked for.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -101,9 +117,10 @@ def explain_hub(error: Exception, name: str, key: str) -> LlamaLabError:
             "A folder of yours is named by its path."
         )
     if _is_offline(chain, text):
+        at = f" at revision {revision}" if revision else ""
         return kind(
-            f"{key}={name} is not in the local hub cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set). "
-            "Go online, download it beforehand on another machine, or type the path of a local copy."
+            f"{key}={name}{at} is not in the local hub cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
+            "set). Go online, download it beforehand on another machine, or type the path of a local copy."
         )
     return kind(f"{key}={name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:400]}")
 

@@ -35,7 +35,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with loading(model.name, "model.name"):
+    with loading(model.name, "model.name", model.revision):
         tokenizer = AutoTokenizer.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
@@ -71,7 +71,7 @@ def load_base(
     avoid_cudnn_attention()
     dtype, _ = compute_dtype(quant)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    with loading(model.name, "model.name", passing=(torch.cuda.OutOfMemoryError,)):
+    with loading(model.name, "model.name", model.revision, passing=(torch.cuda.OutOfMemoryError,)):
         base = kind.from_pretrained(
             base_path(model),
             revision=model.revision,
@@ -133,7 +133,7 @@ def context_of(model: ModelSettings) -> int | None:
 def _config_of(model: ModelSettings) -> Any:
     from transformers import AutoConfig
 
-    with loading(model.name, "model.name"):
+    with loading(model.name, "model.name", model.revision):
         return AutoConfig.from_pretrained(
             base_path(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )

@@ -26,7 +26,7 @@ from llama_lab.data.splits import Splits
 from llama_lab.error_report import is_disk_full
 from llama_lab.errors import RunError
 from llama_lab.events import Listener, Listeners, Pruned
-from llama_lab.hub import commit_of
+from llama_lab.hub import at_commit, commit_of
 from llama_lab.lock import check_same_base, check_same_rows, check_unchanged, hardware, make_lock
 from llama_lab.lora import count_params, save_adapter
 from llama_lab.measure import Evaluator, Measurement, eval_metrics, result_of
@@ -85,6 +85,8 @@ def run(
     scores = config.trainer.name is TrainerName.reward
     with run_dir.held():
         lock = _open_lock(run_dir, config, overrides)
+        if backend is None:
+            config = replace(config, model=at_commit(config.model, lock))
         if _is_done(run_dir):
             display.note(f"{folder} has ended already; this is its result.")
             report.show(console, run_dir, run_dir.read_result(), [], "", scores=scores)

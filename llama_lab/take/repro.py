@@ -15,10 +15,11 @@ from typing import Any
 
 from llama_lab import __version__
 from llama_lab.checks import check_sources
-from llama_lab.choices import ModelSource, Resume, Tracker
+from llama_lab.choices import Resume, Tracker
 from llama_lab.compare.keys import below
 from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
+from llama_lab.hub import at_commit
 from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
@@ -87,10 +88,7 @@ def repro(path: Path, options: ReproOptions) -> int:
 
 def _pinned(config: RunConfig, lock: dict[str, Any]) -> RunConfig:
     """The run's settings with what was found out when it ran: the commit of the model and the micro-batch."""
-    model = config.model
-    commit = below(lock, "model", "commit")
-    if commit and model.source is ModelSource.hub:
-        model = replace(model, revision=commit)
+    model = at_commit(config.model, lock)
     trainer = replace(config.trainer, resume=Resume.never)
     if trainer.micro_batch_size == "auto" and "micro_batch_size" in lock:
         trainer = trainer.with_micro_batch(lock["micro_batch_size"])

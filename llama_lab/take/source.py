@@ -19,6 +19,7 @@ from llama_lab.config import RunConfig
 from llama_lab.continued import CONFIG_FILE
 from llama_lab.errors import ConfigError, ModelError, RunError, no_folder
 from llama_lab.explain import explain, no_value
+from llama_lab.hub import at_commit
 from llama_lab.known_keys import known_keys, unknown_key
 from llama_lab.lock import config_of
 from llama_lab.paths import CONF_DIR
@@ -32,6 +33,8 @@ GROUPS = ("model", "quant", "dataset", "tracking", "evaluate", "generation")
 """What words may change of a finished run: where things are found and how they are measured, not what was learned."""
 BESIDE = ("generation_config.json", "tokenizer_config.json")
 """Files of an adapter that are copied, or read late."""
+BASE = ("model=", "model.name=", "model.revision=")
+"""How words that name a base begin."""
 ROWS = ("dataset=", "dataset.name=", "dataset.path=", "dataset.package=")
 """How words that name rows begin."""
 
@@ -89,6 +92,8 @@ def open_source(path: Path, words: list[str] | None = None) -> Source:
     notes: list[str] = []
     lock = run_dir.read_lock() if run_dir is not None else None
     config = _assumed(adapter, peft, words, notes) if lock is None else _changed(config_of(lock), words)
+    if lock is not None and not any(word.startswith(BASE) for word in words):
+        config.model = at_commit(config.model, lock)
     check_model(config.model)
     if lock is not None and (differs := was_exchanged(lock, config.model)):
         notes.append(_other_base(path, config, words, differs))

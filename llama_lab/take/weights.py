@@ -95,7 +95,7 @@ def base_files(model: ModelSettings) -> BaseFiles:
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        with loading(model.name, "model.name"):
+        with loading(model.name, "model.name", model.revision):
             wanted = ["*.safetensors", "*.json", "tokenizer.model"]
             path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
     return BaseFiles(path)

@@ -74,6 +74,28 @@ def test_llama2_7b_by_its_repository_id(offline, tmp_path):
     assert adapter["r"] == 64
 
 
+def test_a_branch_that_moves_on_takes_no_run_and_no_verb_along(offline, tmp_path, tiny_llama):
+    words = ["model=llama2_7b", "dataset.max_train_rows=16", "tracking=none", "dataset.max_eval_rows=2"]
+    folder = offline.run(tmp_path / "run", *words, "trainer.max_steps=1", fresh=True)
+    main = Path(offline.environment["HF_HOME"]) / "hub" / "models--meta-llama--Llama-2-7b-hf" / "refs" / "main"
+    newer = main.parent.parent / "snapshots" / COMMIT[::-1]
+    newer.mkdir()
+    for name in tiny_llama:
+        (newer / name).write_bytes(b"nothing that could be loaded")
+    main.write_text(newer.name)
+    try:
+        (folder / "result.json").unlink()
+        again = offline(f"resume={folder}", cwd=tmp_path)
+        asked = offline("generate", str(folder), "List three colours.", cwd=tmp_path)
+        moved = offline("generate", str(folder), "List three colours.", "model.revision=main", cwd=tmp_path)
+    finally:
+        main.write_text(COMMIT)
+        shutil.rmtree(newer)
+    assert (again.returncode, asked.returncode) == (0, 0), again.stderr + asked.stderr
+    assert read_json(folder / "run.json")["model"]["commit"] == COMMIT
+    assert moved.returncode == 2
+
+
 def test_the_blogs_run_by_its_repository_ids(offline, tmp_path):
     folder = offline.run(tmp_path / "run", "experiment=seed_guanaco", "tracking=none")
     lock, result = read_json(folder / "run.json"), read_json(folder / "result.json")

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, eager_attention_forward
 
 from llama_lab.engine.attention import Attend
 from llama_lab.engine.frozen import base_of, dense_weight, stacked
@@ -151,7 +151,7 @@ def _attention(
     )
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
-    attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
     found, weights = attend(
         module, query, key, value, attention_mask, dropout=dropout, scaling=module.scaling, **kwargs
     )

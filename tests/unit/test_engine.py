@@ -176,8 +176,10 @@ def test_switched_off_merged_or_other_adapters_are_peft_s(tiny_base):
     torch.testing.assert_close(model(input_ids=ids).logits, plain)  # its B is zero
 
 
-def test_answers_are_those_of_peft(tiny_base):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_answers_are_those_of_peft(tiny_base, attention):
     model = adapted(tiny_base())
+    model.get_base_model().set_attn_implementation(attention)
     data = batch()
     asked = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
     wanted = model.generate(**asked, max_new_tokens=8, do_sample=False)

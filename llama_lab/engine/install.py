@@ -25,7 +25,7 @@ def speed_up(model: nn.Module) -> int:
     """Let the Llama blocks of a PEFT model compute with fewer operations from now on.
 
     A projection is left to PEFT where it is more than linear layers with one plain LoRA each (DoRA, a LoRA with biases,
-    an int8 base, several adapters), and for as long as the adapter is switched off or merged.
+    biases that are trained, an int8 base, several adapters), and for as long as the adapter is switched off or merged.
 
     Its loss then takes rows one behind the other (loss.summed_loss).
 
@@ -102,6 +102,8 @@ def joined(layers: Sequence[Any]) -> Joined | None:
     """The layers as one projection; None where they are more than linear layers with a plain LoRA or none."""
     bases = [base_of(layer) for layer in layers]
     if len({base.bias is None for base in bases}) > 1 or any(dense_weight(base) is None for base in bases):
+        return None
+    if any(base.bias is not None and base.bias.requires_grad for base in bases):  # lora.bias: `Joined` has a copy
         return None
     adapted = [layer for layer, base in zip(layers, bases, strict=True) if layer is not base]
     return Joined(layers) if all(map(_is_plain, adapted)) else None

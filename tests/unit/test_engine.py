@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.autograd import gradcheck
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from llama_lab.data.batches import Collator
@@ -155,6 +156,17 @@ def test_what_is_more_than_plain_lora_is_left_to_peft(tiny_base, lora, num_left)
     model = adapted(tiny_base(), **lora)
     twin = copy.deepcopy(model)
     assert speed_up(model) == num_left
+    assert_same_step(model, twin)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_biases_of_the_base_are_trained_where_they_are_to_be(bias):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, attention_bias=True, mlp_bias=True))
+    model = adapted(base, bias=bias)
+    twin = copy.deepcopy(model)
+    assert speed_up(model) == (4 if bias == "none" else 0)
     assert_same_step(model, twin)
 
 

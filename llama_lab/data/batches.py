@@ -64,9 +64,12 @@ class Collator:
 
 
 def _labels(row: dict[str, Any]) -> list[int]:
-    """The labels, but for the first of every packed row: what lies before it says nothing about it."""
+    """The labels, but for the first of every row: nothing before it says anything about it.
+
+    It is not counted either, as transformers 5.17 does of rows that are not packed.
+    """
     labels, start = list(row["labels"]), 0
-    for length in row.get(LENGTHS, ()):
+    for length in row.get(LENGTHS) or [len(labels)]:
         labels[start] = IGNORED
         start += length
     return labels

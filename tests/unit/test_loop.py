@@ -10,7 +10,7 @@ from llama_lab import trainer
 from llama_lab.checkpoints import step_of
 from llama_lab.choices import Engine, Memory
 from llama_lab.compose import compose_words
-from llama_lab.data.batches import training_rows
+from llama_lab.data.batches import Collator, training_rows
 from llama_lab.data.splits import build_splits
 from llama_lab.data.templates import IGNORED
 from llama_lab.engine import loop
@@ -195,8 +195,7 @@ def test_rows_do_not_see_each_other():
     found = network("lora.dropout=0")
     loss, gradient = losses_and_gradient(found, ROWS)
     parts = [losses_and_gradient(found, [row]) for row in ROWS]
-    weights = [len(row) / sum(map(len, ROWS)) for row in ROWS]
-    # each row's first token is counted by transformers, but never predicted
+    weights = [(len(row) - 1) / sum(len(row) - 1 for row in ROWS) for row in ROWS]
     assert loss == pytest.approx(sum(w * part[0] for w, part in zip(weights, parts, strict=True)), rel=1e-12)
     summed = sum(w * part[1] for w, part in zip(weights, parts, strict=True))
     torch.testing.assert_close(gradient, summed, rtol=1e-9, atol=1e-12)
@@ -224,7 +223,10 @@ def test_hashed_masks_are_not_correlated():
 
 def test_streams_learn_nothing_across_rows_and_in_padding():
     stream = stream_of([{"input_ids": row, "labels": row} for row in ROWS])
-    assert (stream.num_tokens, stream.num_learned, stream.lengths) == (17, 17, [9, 3, 5])
+    assert (stream.num_tokens, stream.lengths) == (17, [9, 3, 5])
+    assert stream.num_learned == 14  # the first of a row is never predicted; transformers counts those of the collator
+    labels = Collator(pad_token_id=0)([{"input_ids": row, "labels": row} for row in ROWS])["labels"]
+    assert (labels != IGNORED).sum() == (labels[:, 1:] != IGNORED).sum() == 14
     (ids, targets, positions), starts, spans = joined([stream, None], size=28, longest=9, num_starts=12)
     learned = [*ROWS[0][1:], IGNORED, *ROWS[1][1:], IGNORED, *ROWS[2][1:]]
     assert ids[0, :17].tolist() == [token for row in ROWS for token in row]

@@ -127,6 +127,8 @@ class _FastTrainer(_Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self.args.neftune_noise_alpha is not None:  # its noise is less the longer a row is: not for rows in a row
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         losses, learned = summed_loss(model, **inputs)
         return losses / (learned if num_items_in_batch is None else num_items_in_batch)
 
@@ -151,6 +153,7 @@ def _without_walks(model: Any) -> Iterator[None]:
     """`train` returns at once where the model is in that mode, and `zero_grad` knows what is trained."""
     trained = [param for param in model.parameters() if param.requires_grad]
     walk = model.train
+    walk()  # a base is loaded in the other mode than PEFT's model around it
 
     def train(mode: bool = True) -> Any:
         return model if model.training is mode else walk(mode)

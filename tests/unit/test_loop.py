@@ -16,6 +16,7 @@ from llama_lab.data.templates import IGNORED
 from llama_lab.engine import loop
 from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.dropout import kept, step_keys
+from llama_lab.engine.install import speed_up
 from llama_lab.engine.network import Network
 from llama_lab.engine.replay import Replay
 from llama_lab.engine.stream import chosen_sizes, made_ahead, next_size, stream_of
@@ -61,13 +62,19 @@ class Heard:
         self.is_over = True
 
 
-def train(fit, folder, *words, memory=Memory.balanced, evaluate=dict):
-    """The trained adapter by name, and what was heard."""
+def train(fit, folder, *words, memory=Memory.balanced, evaluate=dict, on_cpu=False):
+    """The trained adapter by name, and what was heard.
+
+    Args:
+        on_cpu: TRL's trainer as the fast engine of a CPU uses it.
+    """
     config = compose_words([*WORDS, *words])
     tokenizer = load_tokenizer(config.model)
     rows = training_rows(build_splits(config.dataset, tokenizer, seed=config.seed).train.tokens, config.dataset)
-    engine = Engine.standard if fit is trainer.fit else Engine.fast
-    model = add_adapter(load_base(config.model, config.quant, dense=False), config.lora, seed=config.seed)
+    engine = Engine.standard if fit is trainer.fit and not on_cpu else Engine.fast
+    model = add_adapter(load_base(config.model, config.quant, dense=on_cpu), config.lora, seed=config.seed)
+    if on_cpu:
+        speed_up(model)
     settings = FitSettings(
         trainer=config.trainer,
         engine=engine,
@@ -100,6 +107,16 @@ def test_it_learns_what_trl_does(words, tmp_path):
         assert [row[name] for row in heard.rows] == pytest.approx([row[name] for row in told.rows], rel=1e-6, abs=1e-6)
     assert heard.rows[-1].keys() == told.rows[-1].keys()
     assert found.keys() == wanted.keys()
+    assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 3e-6
+
+
+def test_a_cpu_learns_with_the_noise_of_trl_on_its_embeddings(tmp_path):
+    words = ["lora.dropout=0", "trainer.neftune_noise_alpha=20", "trainer.max_steps=3"]
+    (wanted, told), (found, heard) = (
+        train(trainer.fit, tmp_path / name, *words, on_cpu=name == "fast") for name in ("standard", "fast")
+    )
+    losses = [[row["train/loss"] for row in one.rows] for one in (told, heard)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 3e-6
 
 

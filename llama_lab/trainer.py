@@ -195,6 +195,7 @@ class _Teller(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first_token = state.num_input_tokens_seen
+        self.recorder.settings.trainer.check_warmup(state.max_steps)
         self.recorder.begin(state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

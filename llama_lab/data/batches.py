@@ -101,7 +101,11 @@ class Schedule:
 
 
 def schedule(lengths: NDArray[np.int64], trainer: TrainerSettings, dataset: DatasetSettings, *, seed: int) -> Schedule:
-    """Count batches, padding and steps for rows of these lengths (blocks, where rows are packed)."""
+    """Count batches, padding and steps for rows of these lengths (blocks, where rows are packed).
+
+    Raises:
+        ConfigError: the warm-up leaves no step to the schedule that needs one.
+    """
     size, accumulation = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
     order = np.random.default_rng(seed).permutation(len(lengths))
     if trainer.group_by_length:
@@ -115,6 +119,7 @@ def schedule(lengths: NDArray[np.int64], trainer: TrainerSettings, dataset: Data
     rows = np.diff(np.append(starts, len(order)))
     per_epoch = max(1, math.ceil(len(starts) / accumulation))
     num_steps = trainer.max_steps if trainer.max_steps > 0 else math.ceil(trainer.num_train_epochs * per_epoch)
+    trainer.check_warmup(num_steps)
     return Schedule(
         num_batches=len(starts),
         num_real_tokens=int(lengths.sum()),

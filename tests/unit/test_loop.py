@@ -151,6 +151,19 @@ def test_a_loss_that_is_not_finite_ends_it(tmp_path):
         train(loop.fit, tmp_path, "trainer.learning_rate=1e30", "trainer.lr_scheduler_type=constant")
 
 
+@pytest.mark.parametrize("fit", [loop.fit, trainer.fit])
+def test_a_warm_up_that_leaves_a_polynomial_no_step_is_refused_before_the_first(fit, tmp_path):
+    words = ["trainer.lr_scheduler_type=polynomial", "dataset.max_train_rows=4"]
+    with pytest.raises(ConfigError, match=r"Type trainer\.warmup_ratio=0,"):
+        train(fit, tmp_path, *words)
+    with pytest.raises(ConfigError, match=r"trainer\.warmup_ratio=0\.5 takes all of 1\."):
+        compose_words([*words, "trainer.warmup_ratio=0.5", "trainer.max_steps=1"])
+    with pytest.raises(ConfigError, match=r"ends at 1e-07; type more"):
+        compose_words([*words, "trainer.learning_rate=1e-7"])
+    _, heard = train(fit, tmp_path, *words, "trainer.warmup_ratio=0")
+    assert len(heard.rows) == 1
+
+
 def test_held_out_numbers_come_when_they_are_due(tmp_path):
     words = ["trainer.eval_steps=2", "trainer.max_steps=5"]
     _, heard = train(loop.fit, tmp_path, *words, evaluate=lambda: {"eval/loss": 1.0})

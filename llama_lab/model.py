@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,8 +84,7 @@ def load_base(
             device_map={"": device()},
             **({"num_labels": 1} if scores else {}),
         )
-    if not hasattr(getattr(base, "model", None), "layers"):
-        raise _not_a_llama(model, base.config.model_type, "it has no model.layers")
+    _check_layers(base, model)
     keep_trainable(base)
     if dense:
         dequantise_once(base)
@@ -112,6 +112,21 @@ def base_shape(model: ModelSettings) -> ModelShape:
     if missing := set(SIZES) - config.to_dict().keys():
         raise _not_a_llama(model, config.model_type, f"its config.json has no {min(missing)}")
     return shape_from_config(config)
+
+
+def check_architecture(model: ModelSettings) -> None:
+    """Refuse a base that `load_base` would refuse once its weights are loaded: by its modules alone, with one layer.
+
+    Raises:
+        ModelError: the config cannot be loaded, or is not of a model that is built as Llama is.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(_config_of(model))
+    config.num_hidden_layers = 1
+    with loading(model.name, "model.name"), torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    _check_layers(base, model)
 
 
 def context_of(model: ModelSettings) -> int | None:
@@ -144,6 +159,11 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
+
+
+def _check_layers(base: Any, model: ModelSettings) -> None:
+    if not hasattr(getattr(base, "model", None), "layers"):
+        raise _not_a_llama(model, base.config.model_type, "it has no model.layers")
 
 
 def _not_a_llama(model: ModelSettings, kind: str, what: str) -> ModelError:

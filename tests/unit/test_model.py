@@ -8,6 +8,7 @@ from llama_lab.compose import compose_words
 from llama_lab.config import ModelSettings
 from llama_lab.errors import ModelError
 from llama_lab.model import base_shape, context_of, load_base
+from llama_lab.plan import planned
 
 BERT = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
 
@@ -26,11 +27,13 @@ def test_no_base_is_left_to_cudnn_attention(tiny_base):
     ],
     ids=["gpt2", "bert"],
 )
-def test_models_that_are_built_otherwise_are_refused(config, said, tmp_path):
+def test_models_that_are_built_otherwise_are_refused_and_plan_says_so(config, said, tiny_tokenizer, tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    run = compose_words(["model=llama2_7b", f"model.name={tmp_path}", "quant=none"])
-    with pytest.raises(ModelError, match=said):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    run = compose_words(["model=llama2_7b", f"model.name={tmp_path}", "quant=none", "dataset.max_train_rows=8"])
+    with pytest.raises(ModelError, match=said) as refused:
         _ = base_shape(run.model), load_base(run.model, run.quant)
+    assert str(refused.value) in [finding.message for finding in planned(run).findings if finding.check == "base"]
 
 
 @pytest.mark.parametrize(

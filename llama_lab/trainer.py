@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llama_lab import ranks
 from llama_lab.arguments import shared_arguments
-from llama_lab.checkpoints import check_written_by, last_checkpoint
+from llama_lab.checkpoints import check_written_by, last_checkpoint, step_of
 from llama_lab.choices import Engine
 from llama_lab.data.batches import Collator
 from llama_lab.events import Listener
@@ -56,10 +58,21 @@ def train_with(
     # what was measured since the trainer was made drew random numbers, and a resumed run does not measure again
     set_seed(settings.seed)
     with recording(settings, listener, evaluate) as (start, recorder):
+        if start is not None and (step := step_of(start)) == _num_steps(start):
+            # transformers would take one step more, unless this was the last one of a pass
+            trainer._load_from_checkpoint(str(start))
+            recorder.begin(step)
+            recorder.end()
+            return recorder.result(step)
         trainer.add_callback(_Teller(recorder))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         ranks.wait()  # at its end each process looks for checkpoints in a folder that the first one then removes
     return recorder.result(trainer.state.global_step)
+
+
+def _num_steps(checkpoint: Path) -> int:
+    """Of the run that wrote it."""
+    return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"])
 
 
 def build_trainer(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from llama_lab import ranks
@@ -116,8 +117,32 @@ def take_out_printers(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+class _GroupedByLength(LengthGroupedSampler):
+    """transformers' batches of rows of like length, which depend on seed and epoch alone.
+
+    Its own are drawn from the global generator, whose state in a later epoch a resumed run does not have.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.seed, self.epoch = seed, 0
+        super().__init__(sampler.batch_size, lengths=sampler.lengths, generator=torch.Generator())
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate tells it at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
 class NoModelCard:
-    """TRL's trainers without a model card in every checkpoint."""
+    """TRL's trainers without a model card in every checkpoint, and with rows that are grouped as a resumed run does."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        is_grouped = type(sampler) is LengthGroupedSampler
+        return _GroupedByLength(sampler, self.args.seed) if is_grouped else sampler  # type: ignore[attr-defined]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: a checkpoint is for going on, not for sharing."""

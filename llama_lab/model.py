@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama_lab.choices import ModelSource, QuantType
+from llama_lab.choices import Attention, ModelSource, QuantType
 from llama_lab.config import ModelSettings, QuantSettings
 from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
@@ -66,9 +67,11 @@ def load_base(
         scores: with one score in place of its words, for a reward model; the score has no start yet.
     Raises:
         ModelError: it cannot be loaded; says whether it is gated, absent, offline or too large.
+        ConfigError: its attention needs what this machine has not.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    _check_attention(model)
     avoid_cudnn_attention()
     dtype, _ = compute_dtype(quant)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
@@ -91,6 +94,18 @@ def load_base(
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base  # type: ignore[no-any-return]
+
+
+def _check_attention(model: ModelSettings) -> None:
+    if model.attn_implementation is not Attention.flash_attention_2:
+        return
+    has_package = find_spec("flash_attn") is not None or find_spec("kernels") is not None
+    if torch.cuda.is_available() and has_package:
+        return
+    lacking = "a GPU, and none is here" if has_package else "the package flash-attn, which is not installed"
+    raise ConfigError(
+        f"model.attn_implementation=flash_attention_2 needs {lacking}. Type model.attn_implementation=sdpa."
+    )
 
 
 def avoid_cudnn_attention() -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
+from llama_lab.backend import OwnBackend
 from llama_lab.compose import compose_words
 from llama_lab.config import ModelSettings
-from llama_lab.errors import ModelError
+from llama_lab.errors import ConfigError, ModelError
 from llama_lab.model import base_shape, context_of, load_base
 from llama_lab.plan import planned
 
@@ -49,3 +50,11 @@ def test_places_that_a_rotation_stretches_are_counted(places, rope, context, tmp
     config = LlamaConfig(max_position_embeddings=places, rope_parameters=rope | {"rope_theta": 10_000.0})
     config.save_pretrained(tmp_path)
     assert context_of(ModelSettings(name=str(tmp_path))) == context
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has these kernels")
+@pytest.mark.parametrize("kind", ["flash_attention_2", "flex_attention"])
+def test_attention_that_does_not_train_here_is_named_with_the_one_that_does(kind, tiny_tokenizer):
+    run = compose_words(["model=tiny", f"model.attn_implementation={kind}"])
+    with pytest.raises(ConfigError, match=rf"attn_implementation={kind} .* Type model\.attn_implementation=sdpa\."):
+        OwnBackend().adapted(run, tiny_tokenizer)

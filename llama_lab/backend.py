@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from llama_lab.choices import Engine, Memory, TrainerName
+from llama_lab.choices import Attention, Engine, Memory, TrainerName
 from llama_lab.config import OWN_ADAPTER, RunConfig
 from llama_lab.continued import continue_adapter, take_weights, writes_answers
 from llama_lab.data.audit import audit
@@ -16,6 +16,7 @@ from llama_lab.data.findings import Finding
 from llama_lab.data.splits import Splits, build_splits
 from llama_lab.engine.choose import choose_for, fit_of
 from llama_lab.engine.install import speed_up
+from llama_lab.errors import ConfigError
 from llama_lab.lora import add_adapter
 from llama_lab.micro_batch import memory_level
 from llama_lab.model import base_shape, load_base, load_tokenizer, set_special_tokens
@@ -125,6 +126,11 @@ def load_rows(config: RunConfig) -> LoadedRows:
 
 def _adapted_base(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
     """The base with the adapter that training begins with."""
+    if config.model.attn_implementation is Attention.flex_attention and not torch.cuda.is_available():
+        raise ConfigError(
+            "model.attn_implementation=flex_attention trains on a GPU alone, and none is here. "
+            "Type model.attn_implementation=sdpa."
+        )
     scores, start = config.trainer.name is TrainerName.reward, config.model.adapter
     base = load_base(config.model, config.quant, dense=config.trainer.engine is not Engine.standard, scores=scores)
     set_special_tokens(base, tokenizer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama_lab.choices import ModelSource, QuantType
+from llama_lab.choices import Attention, ModelSource, QuantType
 from llama_lab.config import ModelSettings, QuantSettings
 from llama_lab.data.templates import TEMPLATE_NAMES, set_template
 from llama_lab.embedded import materialise
@@ -65,9 +67,11 @@ def load_base(
         scores: with one score in place of its words, for a reward model; the score has no start yet.
     Raises:
         ModelError: it cannot be loaded; says whether it is gated, absent, offline or too large.
+        ConfigError: its attention needs what this machine has not.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    _check_attention(model)
     avoid_cudnn_attention()
     dtype, _ = compute_dtype(quant)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
@@ -83,14 +87,25 @@ def load_base(
             device_map={"": device()},
             **({"num_labels": 1} if scores else {}),
         )
-    if not hasattr(getattr(base, "model", None), "layers"):
-        raise _not_a_llama(model, base.config.model_type, "it has no model.layers")
+    _check_layers(base, model)
     keep_trainable(base)
     if dense:
         dequantise_once(base)
     base.requires_grad_(False)
     base.config.use_cache = False  # generation asks for its cache itself
     return base  # type: ignore[no-any-return]
+
+
+def _check_attention(model: ModelSettings) -> None:
+    if model.attn_implementation is not Attention.flash_attention_2:
+        return
+    has_package = find_spec("flash_attn") is not None or find_spec("kernels") is not None
+    if torch.cuda.is_available() and has_package:
+        return
+    lacking = "a GPU, and none is here" if has_package else "the package flash-attn, which is not installed"
+    raise ConfigError(
+        f"model.attn_implementation=flash_attention_2 needs {lacking}. Type model.attn_implementation=sdpa."
+    )
 
 
 def avoid_cudnn_attention() -> None:
@@ -112,6 +127,21 @@ def base_shape(model: ModelSettings) -> ModelShape:
     if missing := set(SIZES) - config.to_dict().keys():
         raise _not_a_llama(model, config.model_type, f"its config.json has no {min(missing)}")
     return shape_from_config(config)
+
+
+def check_architecture(model: ModelSettings) -> None:
+    """Refuse a base that `load_base` would refuse once its weights are loaded: by its modules alone, with one layer.
+
+    Raises:
+        ModelError: the config cannot be loaded, or is not of a model that is built as Llama is.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(_config_of(model))
+    config.num_hidden_layers = 1
+    with loading(model.name, "model.name"), torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    _check_layers(base, model)
 
 
 def context_of(model: ModelSettings) -> int | None:
@@ -144,6 +174,11 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
+
+
+def _check_layers(base: Any, model: ModelSettings) -> None:
+    if not hasattr(getattr(base, "model", None), "layers"):
+        raise _not_a_llama(model, base.config.model_type, "it has no model.layers")
 
 
 def _not_a_llama(model: ModelSettings, kind: str, what: str) -> ModelError:

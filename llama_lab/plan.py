@@ -162,10 +162,12 @@ def _read(made: Plan) -> None:
 
 def _shape(config: RunConfig) -> tuple[ModelShape | None, LlamaLabError | None]:
     """From the model's own config where it can be read, else from the table of known models; and why it cannot be."""
-    from llama_lab.model import base_shape
+    from llama_lab.model import base_shape, check_architecture
 
     try:
-        return base_shape(config.model), None
+        shape = base_shape(config.model)
+        check_architecture(config.model)
+        return shape, None
     except LlamaLabError as error:
         return shape_of(config.model), error
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from llama_lab.data.templates import Messages
 from llama_lab.data.turns import half_character
 
+MAX_FILE_MIB = 64
+"""Of a file of prompts, which is held in memory with all its answers: a hundred thousand prompts and more."""
+
 
 @dataclass(kw_only=True)
 class Talker:
@@ -154,11 +157,17 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file: {"prompt": TEXT}, {"messages": [...]} that end with a user's turn, or "TEXT".
 
     Raises:
-        DataError: names the first line that is none of these.
+        DataError: names the first line that is none of these; or there are more than MAX_FILE_MIB.
     """
     try:
+        with file.open("rb") as content:  # a pipe and a device have no size
+            read = content.read(MAX_FILE_MIB * 2**20 + 1)
+        if len(read) > MAX_FILE_MIB * 2**20:
+            raise DataError(
+                f"--file {file} holds more than {MAX_FILE_MIB} MiB, or never ends. Split it into smaller files."
+            )
         # not splitlines(): JSON's texts may hold what that takes for an end of a line
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = read.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--file {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     rows = [_prompt_in(line, f"--file {file}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from llama_lab import ranks
 from llama_lab.arguments import shared_arguments
-from llama_lab.checkpoints import check_written_by, last_checkpoint
+from llama_lab.checkpoints import check_written_by, last_checkpoint, step_of
 from llama_lab.choices import Engine
 from llama_lab.data.batches import Collator
 from llama_lab.events import Listener
@@ -56,10 +59,21 @@ def train_with(
     # what was measured since the trainer was made drew random numbers, and a resumed run does not measure again
     set_seed(settings.seed)
     with recording(settings, listener, evaluate) as (start, recorder):
+        if start is not None and (step := step_of(start)) == _num_steps(start):
+            # transformers would take one step more, unless this was the last one of a pass
+            trainer._load_from_checkpoint(str(start))
+            recorder.begin(step)
+            recorder.end()
+            return recorder.result(step)
         trainer.add_callback(_Teller(recorder))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         ranks.wait()  # at its end each process looks for checkpoints in a folder that the first one then removes
     return recorder.result(trainer.state.global_step)
+
+
+def _num_steps(checkpoint: Path) -> int:
+    """Of the run that wrote it."""
+    return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"])
 
 
 def build_trainer(
@@ -103,8 +117,32 @@ def take_out_printers(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+class _GroupedByLength(LengthGroupedSampler):
+    """transformers' batches of rows of like length, which depend on seed and epoch alone.
+
+    Its own are drawn from the global generator, whose state in a later epoch a resumed run does not have.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.seed, self.epoch = seed, 0
+        super().__init__(sampler.batch_size, lengths=sampler.lengths, generator=torch.Generator())
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate tells it at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
 class NoModelCard:
-    """TRL's trainers without a model card in every checkpoint."""
+    """TRL's trainers without a model card in every checkpoint, and with rows that are grouped as a resumed run does."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        is_grouped = type(sampler) is LengthGroupedSampler
+        return _GroupedByLength(sampler, self.args.seed) if is_grouped else sampler  # type: ignore[attr-defined]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: a checkpoint is for going on, not for sharing."""
@@ -127,6 +165,8 @@ class _FastTrainer(_Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self.args.neftune_noise_alpha is not None:  # its noise is less the longer a row is: not for rows in a row
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         losses, learned = summed_loss(model, **inputs)
         return losses / (learned if num_items_in_batch is None else num_items_in_batch)
 
@@ -151,6 +191,7 @@ def _without_walks(model: Any) -> Iterator[None]:
     """`train` returns at once where the model is in that mode, and `zero_grad` knows what is trained."""
     trained = [param for param in model.parameters() if param.requires_grad]
     walk = model.train
+    walk()  # a base is loaded in the other mode than PEFT's model around it
 
     def train(mode: bool = True) -> Any:
         return model if model.training is mode else walk(mode)
@@ -192,6 +233,7 @@ class _Teller(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first_token = state.num_input_tokens_seen
+        self.recorder.settings.trainer.check_warmup(state.max_steps)
         self.recorder.begin(state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -1,7 +1,7 @@
 """The settings of the config group `trainer`, as config.py has those of the others."""
 
 from dataclasses import dataclass, replace
-from math import inf, isqrt
+from math import ceil, inf, isqrt
 
 from llama_lab.choices import Engine, Memory, Optimizer, Resume, RewardScale, Schedule, TrainerLoss, TrainerName
 from llama_lab.errors import ConfigError, check_range
@@ -10,6 +10,9 @@ from llama_lab.own_settings import check_own
 MAX_AT_ONCE, MAX_COUNT, MAX_EPOCHS = 2**16, 10**12, 10**4
 """Rows in a batch and batches in a step; rows and steps in all; passes. More is a slip of the finger, and what counts
 them would take for ever."""
+
+POLYNOMIAL_END = 1e-7
+"""The rate at which transformers' polynomial schedule ends."""
 
 
 def divisors(number: int) -> list[int]:
@@ -137,11 +140,35 @@ class TrainerSettings:
         check_range(0 <= self.weight_decay < inf, "trainer.weight_decay", self.weight_decay, "type 0 or more")
         if self.bf16 and self.fp16:
             raise ConfigError("trainer.bf16 and trainer.fp16 are both on. Type trainer.fp16=false.")
+        is_polynomial = self.lr_scheduler_type is Schedule.polynomial
+        check_range(
+            not is_polynomial or self.learning_rate > POLYNOMIAL_END,
+            "trainer.learning_rate",
+            self.learning_rate,
+            f"trainer.lr_scheduler_type=polynomial ends at {POLYNOMIAL_END}; type more, or lr_scheduler_type=linear",
+        )
+        if self.max_steps > 0:
+            self.check_warmup(self.max_steps)
 
     @property
     def effective_batch_size(self) -> int:
         """Rows of one optimizer step on one device."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def check_warmup(self, num_steps: int) -> None:
+        """Refuse a warm-up that leaves no step to a polynomial decay: transformers divides by their number.
+
+        Args:
+            num_steps: optimizer steps of the run.
+        Raises:
+            ConfigError: see above.
+        """
+        if self.lr_scheduler_type is Schedule.polynomial and ceil(num_steps * self.warmup_ratio) >= num_steps:
+            raise ConfigError(
+                "trainer.lr_scheduler_type=polynomial has no step to decay in: "
+                f"trainer.warmup_ratio={self.warmup_ratio} takes all of {num_steps}. "
+                "Type trainer.warmup_ratio=0, or trainer.lr_scheduler_type=linear."
+            )
 
     def with_micro_batch(self, size: int) -> "TrainerSettings":
         """The same optimizer steps, `size` rows at a time."""

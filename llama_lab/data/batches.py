@@ -64,9 +64,12 @@ class Collator:
 
 
 def _labels(row: dict[str, Any]) -> list[int]:
-    """The labels, but for the first of every packed row: what lies before it says nothing about it."""
+    """The labels, but for the first of every row: nothing before it says anything about it.
+
+    It is not counted either, as transformers 5.17 does of rows that are not packed.
+    """
     labels, start = list(row["labels"]), 0
-    for length in row.get(LENGTHS, ()):
+    for length in row.get(LENGTHS) or [len(labels)]:
         labels[start] = IGNORED
         start += length
     return labels
@@ -98,7 +101,11 @@ class Schedule:
 
 
 def schedule(lengths: NDArray[np.int64], trainer: TrainerSettings, dataset: DatasetSettings, *, seed: int) -> Schedule:
-    """Count batches, padding and steps for rows of these lengths (blocks, where rows are packed)."""
+    """Count batches, padding and steps for rows of these lengths (blocks, where rows are packed).
+
+    Raises:
+        ConfigError: the warm-up leaves no step to the schedule that needs one.
+    """
     size, accumulation = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
     order = np.random.default_rng(seed).permutation(len(lengths))
     if trainer.group_by_length:
@@ -112,6 +119,7 @@ def schedule(lengths: NDArray[np.int64], trainer: TrainerSettings, dataset: Data
     rows = np.diff(np.append(starts, len(order)))
     per_epoch = max(1, math.ceil(len(starts) / accumulation))
     num_steps = trainer.max_steps if trainer.max_steps > 0 else math.ceil(trainer.num_train_epochs * per_epoch)
+    trainer.check_warmup(num_steps)
     return Schedule(
         num_batches=len(starts),
         num_real_tokens=int(lengths.sum()),

@@ -82,6 +82,9 @@ def unsuited_model(model: Any) -> str | None:
         return "an lm_head that is more than one matrix"
     if causal.config.attention_dropout or causal.config.hidden_act != "silu":
         return "attention dropout or another activation than SiLU"
+    # transformers looks at the longest row of each micro-batch, for which it waits: no recording holds that
+    if (kind := causal.model.rotary_emb.rope_type) in ("dynamic", "longrope"):
+        return f"positions that are turned by the longest row (rope_type={kind})"
     groups = [group for layer in causal.model.layers for group in projections_of(layer)]
     if any(base_of(layer).bias is not None for group in groups for layer in group):
         return "linear layers with biases"

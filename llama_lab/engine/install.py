@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, eager_attention_forward
 
 from llama_lab.engine.attention import Attend
 from llama_lab.engine.frozen import base_of, dense_weight, stacked
@@ -25,7 +25,7 @@ def speed_up(model: nn.Module) -> int:
     """Let the Llama blocks of a PEFT model compute with fewer operations from now on.
 
     A projection is left to PEFT where it is more than linear layers with one plain LoRA each (DoRA, a LoRA with biases,
-    an int8 base, several adapters), and for as long as the adapter is switched off or merged.
+    biases that are trained, an int8 base, several adapters), and for as long as the adapter is switched off or merged.
 
     Its loss then takes rows one behind the other (loss.summed_loss).
 
@@ -103,6 +103,8 @@ def joined(layers: Sequence[Any]) -> Joined | None:
     bases = [base_of(layer) for layer in layers]
     if len({base.bias is None for base in bases}) > 1 or any(dense_weight(base) is None for base in bases):
         return None
+    if any(base.bias is not None and base.bias.requires_grad for base in bases):  # lora.bias: `Joined` has a copy
+        return None
     adapted = [layer for layer, base in zip(layers, bases, strict=True) if layer is not base]
     return Joined(layers) if all(map(_is_plain, adapted)) else None
 
@@ -151,7 +153,7 @@ def _attention(
     )
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
-    attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
     found, weights = attend(
         module, query, key, value, attention_mask, dropout=dropout, scaling=module.scaling, **kwargs
     )

@@ -30,6 +30,7 @@ class Schedule:
         self.batches_per_epoch = len(loader)
         self.steps_per_epoch = max(1, math.ceil(self.batches_per_epoch / self.accumulation))
         wanted = t.max_steps if t.max_steps > 0 else math.ceil(t.num_train_epochs * self.steps_per_epoch)
+        t.check_warmup(wanted)
         self.num_steps = wanted
         self.learning_rates = _learning_rates(trainer.args, wanted)
         self.windows: list[Window] = [

@@ -33,7 +33,7 @@ class Stream:
     lengths: list[int]
     """Tokens of each row."""
     num_learned: int
-    """As transformers counts them: labels that are not ignored."""
+    """As transformers counts them: labels that are not ignored, without the first of each row."""
 
     @property
     def num_tokens(self) -> int:
@@ -46,13 +46,11 @@ def stream_of(rows: list[dict[str, Any]]) -> Stream:
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in row["labels"]]
     lengths = [length for row in rows for length in row.get(LENGTHS) or [len(row["input_ids"])]]
-    num_learned = sum(label != IGNORED for label in labels)
     start = 0
     for length in lengths:
-        # what lies before a row says nothing about it; transformers knows that of packed rows when it counts
-        num_learned -= LENGTHS in rows[0] and labels[start] != IGNORED
-        labels[start] = IGNORED
+        labels[start] = IGNORED  # what lies before a row says nothing about it
         start += length
+    num_learned = sum(label != IGNORED for label in labels)
     places = [place for length in lengths for place in range(length)]
     return Stream(tokens=torch.tensor([ids, [*labels[1:], IGNORED], places]), lengths=lengths, num_learned=num_learned)
 

@@ -187,6 +187,11 @@ def test_prompts_may_hold_what_python_takes_for_an_end_of_a_line(tmp_path):
     assert [row["prompt"] for row in read_prompts(file)] == ["a\u2028b", "c\u0085d"]
 
 
+def test_prompts_that_never_end_are_refused_and_not_read_into_memory():
+    with pytest.raises(DataError, match=r"--file /dev/zero holds more than 64 MiB, or never ends\. Split it"):
+        read_prompts(Path("/dev/zero"))
+
+
 def test_a_base_that_is_cut_off_is_named(run, lab, tmp_path):
     base = Path(read_json(run / "run.json")["model"]["path"].replace("~", lab.environment["HOME"], 1))
     own = shutil.copytree(base, tmp_path / "base")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.autograd import gradcheck
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from llama_lab.data.batches import Collator
@@ -158,6 +159,17 @@ def test_what_is_more_than_plain_lora_is_left_to_peft(tiny_base, lora, num_left)
     assert_same_step(model, twin)
 
 
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_biases_of_the_base_are_trained_where_they_are_to_be(bias):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, attention_bias=True, mlp_bias=True))
+    model = adapted(base, bias=bias)
+    twin = copy.deepcopy(model)
+    assert speed_up(model) == (4 if bias == "none" else 0)
+    assert_same_step(model, twin)
+
+
 def test_switched_off_merged_or_other_adapters_are_peft_s(tiny_base):
     model = adapted(tiny_base())
     ids = batch()["input_ids"]
@@ -176,8 +188,10 @@ def test_switched_off_merged_or_other_adapters_are_peft_s(tiny_base):
     torch.testing.assert_close(model(input_ids=ids).logits, plain)  # its B is zero
 
 
-def test_answers_are_those_of_peft(tiny_base):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_answers_are_those_of_peft(tiny_base, attention):
     model = adapted(tiny_base())
+    model.get_base_model().set_attn_implementation(attention)
     data = batch()
     asked = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
     wanted = model.generate(**asked, max_new_tokens=8, do_sample=False)

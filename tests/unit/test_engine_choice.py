@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.speed_gpu import RESULTS
 from llama_lab.activations import Device
@@ -63,6 +64,17 @@ def test_models_that_it_leaves_to_trl_are_named(tiny_base, lora, reason):
     model = get_peft_model(tiny_base(), LoraConfig(**{"r": 4, "target_modules": "all-linear"} | lora))
     found = unsuited_model(model)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize(("kind", "is_left"), [("dynamic", True), ("longrope", True), ("linear", False)])
+def test_positions_that_depend_on_the_longest_row_are_left_to_trl(kind, is_left):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=32, rope_parameters=rope))
+    found = unsuited_model(get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")))
+    assert kind in found if is_left else found is None
 
 
 def measured():

@@ -10,12 +10,13 @@ from llama_lab import trainer
 from llama_lab.checkpoints import step_of
 from llama_lab.choices import Engine, Memory
 from llama_lab.compose import compose_words
-from llama_lab.data.batches import training_rows
+from llama_lab.data.batches import Collator, training_rows
 from llama_lab.data.splits import build_splits
 from llama_lab.data.templates import IGNORED
 from llama_lab.engine import loop
 from llama_lab.engine.batch import Batch, joined
 from llama_lab.engine.dropout import kept, step_keys
+from llama_lab.engine.install import speed_up
 from llama_lab.engine.network import Network
 from llama_lab.engine.replay import Replay
 from llama_lab.engine.stream import chosen_sizes, made_ahead, next_size, stream_of
@@ -61,13 +62,19 @@ class Heard:
         self.is_over = True
 
 
-def train(fit, folder, *words, memory=Memory.balanced, evaluate=dict):
-    """The trained adapter by name, and what was heard."""
+def train(fit, folder, *words, memory=Memory.balanced, evaluate=dict, on_cpu=False):
+    """The trained adapter by name, and what was heard.
+
+    Args:
+        on_cpu: TRL's trainer as the fast engine of a CPU uses it.
+    """
     config = compose_words([*WORDS, *words])
     tokenizer = load_tokenizer(config.model)
     rows = training_rows(build_splits(config.dataset, tokenizer, seed=config.seed).train.tokens, config.dataset)
-    engine = Engine.standard if fit is trainer.fit else Engine.fast
-    model = add_adapter(load_base(config.model, config.quant, dense=False), config.lora, seed=config.seed)
+    engine = Engine.standard if fit is trainer.fit and not on_cpu else Engine.fast
+    model = add_adapter(load_base(config.model, config.quant, dense=on_cpu), config.lora, seed=config.seed)
+    if on_cpu:
+        speed_up(model)
     settings = FitSettings(
         trainer=config.trainer,
         engine=engine,
@@ -88,6 +95,7 @@ def train(fit, folder, *words, memory=Memory.balanced, evaluate=dict):
         ["lora.dropout=0", "trainer.num_train_epochs=4", "trainer.max_steps=20"],
         ["lora.dropout=0", "trainer.gradient_accumulation_steps=4", "trainer.max_steps=5"],
         ["lora.dropout=0", "dataset.packing=true", "dataset.max_length=256", "trainer.max_steps=6"],
+        ["lora.dropout=0", "trainer.group_by_length=true", "trainer.max_steps=8"],
         ["lora=attention", "lora.dropout=0", "trainer.weight_decay=0.1", "trainer.max_grad_norm=0.1"],
         ["lora=rslora", "lora.dropout=0", "lora.target_modules=[o_proj,up_proj]", "trainer.lr_scheduler_type=cosine"],
     ],
@@ -103,6 +111,16 @@ def test_it_learns_what_trl_does(words, tmp_path):
     assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 3e-6
 
 
+def test_a_cpu_learns_with_the_noise_of_trl_on_its_embeddings(tmp_path):
+    words = ["lora.dropout=0", "trainer.neftune_noise_alpha=20", "trainer.max_steps=3"]
+    (wanted, told), (found, heard) = (
+        train(trainer.fit, tmp_path / name, *words, on_cpu=name == "fast") for name in ("standard", "fast")
+    )
+    losses = [[row["train/loss"] for row in one.rows] for one in (told, heard)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 3e-6
+
+
 def test_levels_of_memory_learn_the_same(tmp_path):
     words = ["lora.dropout=0.2", "trainer.max_steps=4"]
     adapters = [train(loop.fit, tmp_path / level, *words, memory=level)[0] for level in ("lean", "balanced", "fast")]
@@ -110,16 +128,18 @@ def test_levels_of_memory_learn_the_same(tmp_path):
         assert all(torch.equal(adapters[0][name], other[name]) for name in other)
 
 
-def test_it_goes_on_from_its_checkpoint_bit_by_bit(tmp_path):
+@pytest.mark.parametrize("fit", [loop.fit, trainer.fit])
+def test_it_goes_on_from_its_checkpoint_bit_by_bit(fit, tmp_path):
     words = ["lora.dropout=0.3", "trainer.max_steps=9", "trainer.save_steps=2", "trainer.save_total_limit=null"]
-    whole, heard = train(loop.fit, tmp_path, *words, "trainer.group_by_length=true")
+    whole, heard = train(fit, tmp_path, *words, "trainer.group_by_length=true")
     assert heard.saved_steps == [2, 4, 6, 8, 9]
-    for checkpoint in tmp_path.iterdir():
-        if step_of(checkpoint) > 4:
-            shutil.rmtree(checkpoint)
-    again, heard = train(loop.fit, tmp_path, *words, "trainer.group_by_length=true")
-    assert heard.rows[0]["step"] == 5
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    for start in (9, 8, 4):  # an epoch has 6 steps: the end, in the middle of the second, in the first
+        for checkpoint in tmp_path.iterdir():
+            if step_of(checkpoint) > start:
+                shutil.rmtree(checkpoint)
+        again, heard = train(fit, tmp_path, *words, "trainer.group_by_length=true")
+        assert [row["step"] for row in heard.rows] == list(range(start + 1, 10))
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize(("first", "second"), [(loop.fit, trainer.fit), (trainer.fit, loop.fit)])
@@ -132,6 +152,19 @@ def test_a_checkpoint_of_the_other_engine_is_refused(first, second, tmp_path):
 def test_a_loss_that_is_not_finite_ends_it(tmp_path):
     with pytest.raises(RunError, match=r"smaller trainer\.learning_rate"):
         train(loop.fit, tmp_path, "trainer.learning_rate=1e30", "trainer.lr_scheduler_type=constant")
+
+
+@pytest.mark.parametrize("fit", [loop.fit, trainer.fit])
+def test_a_warm_up_that_leaves_a_polynomial_no_step_is_refused_before_the_first(fit, tmp_path):
+    words = ["trainer.lr_scheduler_type=polynomial", "dataset.max_train_rows=4"]
+    with pytest.raises(ConfigError, match=r"Type trainer\.warmup_ratio=0,"):
+        train(fit, tmp_path, *words)
+    with pytest.raises(ConfigError, match=r"trainer\.warmup_ratio=0\.5 takes all of 1\."):
+        compose_words([*words, "trainer.warmup_ratio=0.5", "trainer.max_steps=1"])
+    with pytest.raises(ConfigError, match=r"ends at 1e-07; type more"):
+        compose_words([*words, "trainer.learning_rate=1e-7"])
+    _, heard = train(fit, tmp_path, *words, "trainer.warmup_ratio=0")
+    assert len(heard.rows) == 1
 
 
 def test_held_out_numbers_come_when_they_are_due(tmp_path):
@@ -195,8 +228,7 @@ def test_rows_do_not_see_each_other():
     found = network("lora.dropout=0")
     loss, gradient = losses_and_gradient(found, ROWS)
     parts = [losses_and_gradient(found, [row]) for row in ROWS]
-    weights = [len(row) / sum(map(len, ROWS)) for row in ROWS]
-    # each row's first token is counted by transformers, but never predicted
+    weights = [(len(row) - 1) / sum(len(row) - 1 for row in ROWS) for row in ROWS]
     assert loss == pytest.approx(sum(w * part[0] for w, part in zip(weights, parts, strict=True)), rel=1e-12)
     summed = sum(w * part[1] for w, part in zip(weights, parts, strict=True))
     torch.testing.assert_close(gradient, summed, rtol=1e-9, atol=1e-12)
@@ -224,7 +256,10 @@ def test_hashed_masks_are_not_correlated():
 
 def test_streams_learn_nothing_across_rows_and_in_padding():
     stream = stream_of([{"input_ids": row, "labels": row} for row in ROWS])
-    assert (stream.num_tokens, stream.num_learned, stream.lengths) == (17, 17, [9, 3, 5])
+    assert (stream.num_tokens, stream.lengths) == (17, [9, 3, 5])
+    assert stream.num_learned == 14  # the first of a row is never predicted; transformers counts those of the collator
+    labels = Collator(pad_token_id=0)([{"input_ids": row, "labels": row} for row in ROWS])["labels"]
+    assert (labels != IGNORED).sum() == (labels[:, 1:] != IGNORED).sum() == 14
     (ids, targets, positions), starts, spans = joined([stream, None], size=28, longest=9, num_starts=12)
     learned = [*ROWS[0][1:], IGNORED, *ROWS[1][1:], IGNORED, *ROWS[2][1:]]
     assert ids[0, :17].tolist() == [token for row in ROWS for token in row]

@@ -131,6 +131,18 @@ def test_wrong_spaces_are_refused(params, arguments, options, said):
     assert said in str(error.value)
 
 
+def test_null_is_a_choice_of_a_list():
+    words = [run[0] for run in parse_space({"dataset.max_length": [512, None]}, []).check_points()]
+    assert words == ["dataset.max_length=512", "dataset.max_length=null"]
+
+
+def test_choices_of_the_command_line_may_leave_no_value_of_a_condition():
+    space = parse_space(CONDITIONAL, ["quant=choice(int8,none)"], only_if={"quant.double_quant": {"quant": ["nf4"]}})
+    words = {word for run in space.check_points() for word in run}
+    assert {"quant=int8", "quant=none"} < words
+    assert not any(word.startswith("quant.double_quant") for word in words)
+
+
 def test_baselines_name_searched_settings_and_their_values():
     space = parse_space(
         {"lora.r": [8, 16], "lora.alpha": [1, 2], "trainer.learning_rate": "interval(1e-5,1e-3)"},

@@ -186,9 +186,20 @@ def _add_condition(
             f"hydra.sweeper.{option}: {key} hangs on {parent}, which is neither searched nor typed."
             f"{did_you_mean(parent, [*dimensions, *fixed])} Type {parent}=VALUE as well."
         )
+    for name in (key, parent) if "factor_of" in change else ():
+        _check_numbers(name, dimensions[name].ends() if name in dimensions else [fixed[name]], f"{key}: {parent}")
     if "only_if" in change:
         change["only_if"] = {**dimensions[key].only_if, **change["only_if"]}
     dimensions[key] = replace(dimensions[key], **change)
+
+
+def _check_numbers(name: str, values: Iterable[Value], multiple: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(
+                f"hydra.sweeper.multiples has {{{multiple}}}, and {name}={value} is no number. Type numbers for "
+                f"{name}, or take that multiple out."
+            )
 
 
 def _checked(dimension: Dimension, value: Any) -> Value:

@@ -1,5 +1,7 @@
 """The search space: Hydra's words in, points and Hydra's words out."""
 
+import math
+
 import optuna
 import pytest
 
@@ -123,6 +125,13 @@ def test_chain_of_conditions_is_covered_and_ends():
         ),
         ({"a": [1], "b": [2]}, [], {"only_if": {"a": {"b": [2]}, "b": {"a": [1]}}}, "hang on each other"),
         ({"a": [1]}, [], {"only_if": {"a": 3}}, "needs a setting and its values"),
+        ({"lora.r": [8, math.nan]}, [], {}, "nan is no value"),
+        ({}, ["lora.r=range(0,inf)"], {}, "finite"),
+        ({}, ["lora.r=tag(log,range(8,65))"], {}, "lora.r=tag(log,interval(LOW,HIGH))"),
+        ({}, ["lora.r=tag(log,choice(8,64))"], {}, "only an interval has a tag"),
+        ({"lora": {"r": "choice(8,16)"}}, [], {}, '{lora.r: "choice(8,16)"}'),
+        ({"lora.alpha": [1]}, ["quant=nf4"], {"multiples": {"lora.alpha": "quant"}}, "quant=nf4 is no number"),
+        ({"lora.alpha": [1, False], "lora.r": [8]}, [], {"multiples": {"lora.alpha": "lora.r"}}, "=False is no number"),
     ],
 )
 def test_wrong_spaces_are_refused(params, arguments, options, said):

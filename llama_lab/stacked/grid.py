@@ -36,6 +36,7 @@ from llama_lab.sweep.processes import STOP, interrupt
 from llama_lab.sweep.slots import gpu_of, visible_gpus
 from llama_lab.sweep.sweeper import SILENT
 from llama_lab.sweep.trial import LAUNCHING
+from llama_lab.sweep.words import IN_PLACE
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -72,7 +73,7 @@ def launch_grid(
 
     def launch(number: int) -> JobReturn:
         with LAUNCHING:
-            return launcher.launch([jobs[number - first]], initial_job_idx=number)[0]
+            return launcher.launch([[*jobs[number - first], IN_PLACE]], initial_job_idx=number)[0]
 
     try:
         return _all(launch, range(first, first + len(jobs)))

@@ -346,6 +346,13 @@ def test_rows_that_are_no_number_are_one_message(lab, tmp_path, rows):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [[RANK, "search.n_trials=1", *STUDY[1:]], ["lora.r=4,8", *STACKED]])
+def test_a_sweep_whose_jobs_are_to_change_the_folder_stays_in_its_own(lab, tmp_path, words):
+    done = lab("-m", *LEAN, *words, "trainer.max_steps=2", "hydra.job.chdir=true", "hydra.sweep.dir=here", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.parent.parent.name for path in tmp_path.rglob("result.json")] == ["here"] * (1 + (words[0] != RANK))
+
+
 def test_points_without_a_finite_held_out_loss_end_a_grid_well(lab, tmp_path):
     """Such as one whose weights left the numbers."""
     words = [*LEAN, "trainer.learning_rate=1e-3,1e30", "trainer.max_steps=2"]

@@ -346,6 +346,14 @@ def test_rows_that_are_no_number_are_one_message(lab, tmp_path, rows):
     assert not list(tmp_path.iterdir())
 
 
+def test_one_folder_for_several_points_is_refused(lab, tmp_path):
+    words = ["-m", *LEAN, *STACKED, "lora.r=4,8", "hydra.sweep.dir=grid", "hydra.sweep.subdir=here_${hydra:job.name}"]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hydra.sweep.subdir=here_llama_lab is one folder for several points" in done.stderr
+    assert not list(tmp_path.glob("grid/*/run.json"))
+
+
 @pytest.mark.parametrize("words", [[RANK, "search.n_trials=1", *STUDY[1:]], ["lora.r=4,8", *STACKED]])
 def test_a_sweep_whose_jobs_are_to_change_the_folder_stays_in_its_own(lab, tmp_path, words):
     done = lab("-m", *LEAN, *words, "trainer.max_steps=2", "hydra.job.chdir=true", "hydra.sweep.dir=here", cwd=tmp_path)

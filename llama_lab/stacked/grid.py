@@ -51,6 +51,8 @@ def launch_grid(
         jobs: the words of each.
         first: number of the first.
         wanted: hydra.launcher.rows; None for auto.
+    Raises:
+        LlamaLabError: the jobs cannot be right, one of them failed, or another process has the folder.
     """
     tree = _silent(tree)
     console = Console()
@@ -58,6 +60,8 @@ def launch_grid(
     for config in configs:
         check_no_stages(config.stages)
     folder = Path(str(tree.hydra.sweep.dir))
+    if len(jobs) > 1:  # of one alone the folder may be its own
+        RunDir(folder).claim()
     stacks = Stacks(
         wanted=wanted,
         configs=configs,

@@ -25,6 +25,7 @@ from llama_lab.engine import loop
 from llama_lab.lock import config_of
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, set_special_tokens
+from llama_lab.rundir import RunDir
 from llama_lab.runner import run
 from llama_lab.stacked.host import BEGUN, MEMORY_FULL, StackSettings
 from llama_lab.stacked.hosts import Stacks
@@ -352,6 +353,14 @@ def test_one_folder_for_several_points_is_refused(lab, tmp_path):
     assert done.returncode == 2
     assert "hydra.sweep.subdir=here_llama_lab is one folder for several points" in done.stderr
     assert not list(tmp_path.glob("grid/*/run.json"))
+
+
+def test_a_grid_that_runs_already_is_left_alone(lab, tmp_path):
+    with RunDir(tmp_path / "grid").held():
+        done = lab("-m", *LEAN, *STACKED, "lora.r=4,8", "hydra.sweep.dir=grid", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"grid is in use by process {os.getpid()}. Wait for it, or end it." in done.stderr
+    assert not list(tmp_path.glob("grid/*/*"))
 
 
 @pytest.mark.parametrize("words", [[RANK, "search.n_trials=1", *STUDY[1:]], ["lora.r=4,8", *STACKED]])

@@ -131,6 +131,7 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     stacks.active["0"] = StackPlace(kind=kinds["nf4"], settings=settings, num_points=in_stack)
     stacks.waiting.update({("0", kinds[quant]): number for quant, number in waiting.items()})
     assert stacks._has_place("0", kinds["nf4"], configs["nf4"], 4) is is_taken
+    assert not stacks._has_place("0", kinds["nf4"], configs["nf4"], 4, {"TENSORBOARD_LOGGING_DIR": "of/its/own"})
     assert stacks.num_kinds == len(waiting) - ("int8" in waiting)
 
 

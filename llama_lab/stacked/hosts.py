@@ -44,6 +44,8 @@ class Stacks:
     """No point needs the hub."""
     is_queue: bool
     """All points are known and wait; else each thread finds its next one when it has ended the last."""
+    most_points: int | None = None
+    """Of a study: so many trials at a time, at most."""
     note: Callable[[str], None] = print
     changed: threading.Condition = field(default_factory=threading.Condition)
     waiting: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -124,7 +126,7 @@ class Stacks:
             self._say(f"Points with {kind.alone} are trained one by one: a stack does not take that.")
             return Stacking(num_rows=None, said="")
         gpus = device.split(",") if device else visible_gpus()
-        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else None
+        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else self.most_points
         gpu, rank = gpus[0] if gpus else None, self._rank(kind, config)
         found = stacking(self.wanted, config, rank, gpu, num_points=num_points)
         self.note(f"Points on {kind.base}: {found.said}.")

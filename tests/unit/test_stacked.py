@@ -135,6 +135,12 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     assert stacks.num_kinds == len(waiting) - ("int8" in waiting)
 
 
+def test_a_stack_has_no_more_rows_than_its_study_has_trials(tmp_path):
+    config = compose_words(["quant=none"])
+    stacks = Stacks(wanted=64, configs=[config], folder=tmp_path, offline=True, is_queue=False, most_points=3)
+    assert stacks.num_rows(kind_of(config), config) == 3
+
+
 @pytest.mark.parametrize(
     ("is_queue", "quants", "ago", "begins"),
     [

@@ -44,10 +44,11 @@ def storage_address(storage: str | None, folder: Path) -> str:
         return str((folder / JOURNAL).resolve())
     if "://" not in storage:
         if not storage.endswith((".journal", ".log")):
+            name = storage.rstrip("/").removesuffix(".journal") or "study"
             raise ConfigError(
                 f"hydra.sweeper.storage={storage} is neither a file NAME.journal nor an address such as "
                 f"sqlite:///study.db, postgresql://USER@HOST/NAME or grpc://HOST:PORT. Type "
-                f"hydra.sweeper.storage={storage}.journal"
+                f"hydra.sweeper.storage={name}.journal"
             )
         return str(Path(storage).expanduser().resolve())
     kind, _, rest = storage.partition("://")

@@ -28,6 +28,9 @@ HYDRA_SAYS = {
         "{0}/{1} is a choice of the group {0}, no configuration of its own. Type {0}={1} instead of --config-name."
     ),
     r"Sweep parameters '(.+)' requires": "{0} stands for several values. Type them one by one: -m KEY=A,B",
+    r"Sweeping over Hydra's configuration is not supported : '([^=]+)=(.*)'": (
+        "{0}={1}: the settings of the sweep itself have one value each. Type {0}=VALUE."
+    ),
     r"Config group override must be a string": "A group takes the name of a choice. Type GROUP=CHOICE; see --help.",
     r"Multiple values for (\S+?)\. To override": "{0} has a choice already. Type {0}=CHOICE, without a + before it.",
     r"Only one of --run, --multirun, --cfg": (

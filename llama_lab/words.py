@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from math import isfinite
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser  # the parser that hydra.main reads the same words with
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 
 from llama_lab.cli import VERBS, WordParser
 from llama_lab.errors import ConfigError
@@ -92,11 +93,13 @@ def check_values(override: Override) -> None:
     Raises:
         ConfigError: names the word.
     """
+    value, hint = override.value(), "Type range(FIRST,END,STEP), such as lora.r=range(8,33,8)."
+    if isinstance(value, RangeSweep) and not all(map(isfinite, (value.start or 0, value.stop or 0, value.step or 1))):
+        raise ConfigError(f"{override.input_line}: the ends of a range are finite numbers. {hint}")
     try:
         if not any(True for _ in override.sweep_iterator()):
             raise ConfigError(f"{override.input_line}: there is no value to choose from.")
     except ValueError as error:  # Hydra computes a range when it is asked for its values
-        hint = "Type range(FIRST,END,STEP), such as lora.r=range(8,33,8)."
         raise ConfigError(f"{override.input_line}: {error}. {hint}") from None
 
 

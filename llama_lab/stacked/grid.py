@@ -21,7 +21,7 @@ from rich.console import Console
 from llama_lab.choices import Resume
 from llama_lab.compose import parse
 from llama_lab.config import RunConfig
-from llama_lab.errors import LlamaLabError, RunError
+from llama_lab.errors import ConfigError, LlamaLabError, RunError
 from llama_lab.hub import needs_hub
 from llama_lab.lock import check_unchanged
 from llama_lab.process import signals_raise
@@ -36,6 +36,7 @@ from llama_lab.sweep.processes import STOP, interrupt
 from llama_lab.sweep.slots import gpu_of, visible_gpus
 from llama_lab.sweep.sweeper import SILENT
 from llama_lab.sweep.trial import LAUNCHING
+from llama_lab.sweep.words import IN_PLACE
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -50,13 +51,17 @@ def launch_grid(
         jobs: the words of each.
         first: number of the first.
         wanted: hydra.launcher.rows; None for auto.
+    Raises:
+        LlamaLabError: the jobs cannot be right, one of them failed, or another process has the folder.
     """
     tree = _silent(tree)
     console = Console()
-    configs = _configs(context, tree, jobs)
+    configs = _configs(context, tree, jobs, first)
     for config in configs:
         check_no_stages(config.stages)
     folder = Path(str(tree.hydra.sweep.dir))
+    if len(jobs) > 1:  # of one alone the folder may be its own
+        RunDir(folder).claim()
     stacks = Stacks(
         wanted=wanted,
         configs=configs,
@@ -72,7 +77,7 @@ def launch_grid(
 
     def launch(number: int) -> JobReturn:
         with LAUNCHING:
-            return launcher.launch([jobs[number - first]], initial_job_idx=number)[0]
+            return launcher.launch([[*jobs[number - first], IN_PLACE]], initial_job_idx=number)[0]
 
     try:
         return _all(launch, range(first, first + len(jobs)))
@@ -186,18 +191,40 @@ def _all(launch: Callable[[int], JobReturn], numbers: range) -> list[JobReturn]:
     return [job.result() for job in waiting]
 
 
-def _configs(context: HydraContext, tree: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
-    """The settings of the jobs; one that cannot be right fails as a job and says so there."""
-    found = []
-    for words in jobs:
+def _configs(context: HydraContext, tree: DictConfig, jobs: Sequence[Sequence[str]], first: int) -> list[RunConfig]:
+    """The settings of the jobs; one that cannot be right fails as a job and says so there.
+
+    Raises:
+        ConfigError: two jobs would have one folder.
+    """
+    found, folders = [], set[str]()
+    for number, words in enumerate(jobs, first):
         composed = context.config_loader.load_sweep_config(tree, list(words))
         with read_write(composed), open_dict(composed):
+            composed.hydra.job.num = number
+            folder = _subdir(composed)
             del composed["hydra"]
+        if folder in folders:
+            raise ConfigError(
+                f"hydra.sweep.subdir={folder} is one folder for several points. Leave it out, or put their number into "
+                "it: 'hydra.sweep.subdir=${hydra.job.num}'"
+            )
+        folders.add(folder)
         try:
             found.append(parse(composed))
         except LlamaLabError:
             continue
     return found
+
+
+def _subdir(composed: DictConfig) -> str:
+    """The folder of a job as Hydra will name it; ${hydra:...} is read from the configuration of the process."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(composed)
+        return str(composed.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _silent(tree: DictConfig) -> DictConfig:

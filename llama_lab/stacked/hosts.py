@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Stacks:
     """No point needs the hub."""
     is_queue: bool
     """All points are known and wait; else each thread finds its next one when it has ended the last."""
+    most_points: int | None = None
+    """Of a study: so many trials at a time, at most."""
     note: Callable[[str], None] = print
     changed: threading.Condition = field(default_factory=threading.Condition)
     waiting: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -124,7 +126,7 @@ class Stacks:
             self._say(f"Points with {kind.alone} are trained one by one: a stack does not take that.")
             return Stacking(num_rows=None, said="")
         gpus = device.split(",") if device else visible_gpus()
-        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else None
+        num_points = sum(kind_of(c) == kind for c in self.configs) if self.is_queue else self.most_points
         gpu, rank = gpus[0] if gpus else None, self._rank(kind, config)
         found = stacking(self.wanted, config, rank, gpu, num_points=num_points)
         self.note(f"Points on {kind.base}: {found.said}.")
@@ -147,7 +149,7 @@ class Stacks:
             self.waiting[device, kind] += 1
             self.came_at = time.monotonic()
             try:
-                while not self._has_place(device, kind, order.config, num_rows):
+                while not self._has_place(device, kind, order.config, num_rows, order.env):
                     self.changed.wait(POLL_S)
                     if STOP.is_set():
                         return None
@@ -159,11 +161,13 @@ class Stacks:
             place.num_points += 1
             return place
 
-    def _has_place(self, device: str, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+    def _has_place(
+        self, device: str, kind: Kind, config: RunConfig, num_rows: int | None, env: Mapping[str, str] | None = None
+    ) -> bool:
         place = self.active.get(device)
         others = [other for (where, other), number in self.waiting.items() if where == device and number]
         others = [other for other in others if other != kind]
-        if place is not None and place.takes(kind, config, num_rows):
+        if place is not None and place.takes(kind, config, num_rows, env or {}):
             # a study hands out points of all kinds: a stack must not get ever emptier while others wait
             own = self._together(device, kind, beside=place.num_points)
             fullest = max((self._together(device, other) for other in others), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -65,7 +66,7 @@ class LonePlace:
 
     num_points: int = 0
 
-    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None, env: Mapping[str, str]) -> bool:
         """Nothing beside its one point."""
         return False
 
@@ -100,10 +101,10 @@ class StackPlace:
         if self.left is not None:
             self.waiting_for = self.left.waiting_for
 
-    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None) -> bool:
-        """Whether a point can come in now."""
+    def takes(self, kind: Kind, config: RunConfig, num_rows: int | None, env: Mapping[str, str]) -> bool:
+        """Whether a point can come in now; a process has one environment."""
         s, lora = self.settings, config.lora
-        fits = kind == self.kind and lora.r <= s.rank and (s.dropout or not may_drop(config))
+        fits = kind == self.kind and s.env == env and lora.r <= s.rank and (s.dropout or not may_drop(config))
         return fits and self.num_points < min(num_rows or 0, s.num_rows) and not self._has_ended()
 
     def do(self, order: child.Order, hear: Hear) -> tuple[str, Any] | None:

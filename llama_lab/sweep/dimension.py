@@ -104,6 +104,11 @@ def dimension_of(override: Override) -> Dimension:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return _interval(override, key, value)
+    if getattr(value, "tags", None):
+        raise ConfigError(
+            f"{override.input_line}: only an interval has a tag. Type {key}=tag(log,interval(LOW,HIGH)), or leave the "
+            "tag out."
+        )
     check_values(override)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers: list[Any] = list(override.sweep_iterator())
@@ -112,6 +117,8 @@ def dimension_of(override: Override) -> Dimension:
             low, high = sorted((numbers[0], numbers[-1]))
             return Dimension(key=key, low=low, high=high, step=abs(value.step), is_int=is_int)
     choices = [plain(item) for item in override.sweep_iterator()]
+    if any(isinstance(choice, float) and math.isnan(choice) for choice in choices):
+        raise ConfigError(f"{override.input_line}: nan is no value. Leave it out.")
     words = [w.lower() if w in ("True", "False") else w for w in map(str, override.sweep_string_iterator())]
     return Dimension(key=key, choices=tuple(choices), words=tuple(words))
 

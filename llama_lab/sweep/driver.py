@@ -174,7 +174,7 @@ def make_driver(
     settings = design.settings
     kind = str(launch.tree.hydra.launcher._target_).rpartition(".")[2]
     offline = not any(needs_hub(run) for run in launch.configs)
-    stacks = _stacks(design, launch, note, offline=offline) if kind == STACKED else None
+    stacks = _stacks(design, study, launch, note, offline=offline) if kind == STACKED else None
     num_slots = _slots_of(stacks, study, note) if stacks else settings.n_jobs
     task = TrialTask(
         study_name=study.name,
@@ -210,10 +210,16 @@ def _launchers(launch: Launch, task: TrialTask, num_slots: int) -> list[Launcher
     return launchers
 
 
-def _stacks(design: Design, launch: Launch, note: Callable[[str], None], *, offline: bool) -> Stacks:
-    wanted = check_rows(launch.tree.hydra.launcher.rows)
+def _stacks(design: Design, study: SweepStudy, launch: Launch, note: Callable[[str], None], *, offline: bool) -> Stacks:
+    num_jobs = study.settings.n_jobs
     return Stacks(
-        wanted=wanted, configs=launch.configs, folder=design.folder, offline=offline, is_queue=False, note=note
+        wanted=check_rows(launch.tree.hydra.launcher.rows),
+        configs=launch.configs,
+        folder=design.folder,
+        offline=offline,
+        is_queue=False,
+        most_points=min(study.n_trials, num_jobs) if num_jobs > 1 else study.n_trials,
+        note=note,
     )
 
 

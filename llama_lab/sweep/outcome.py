@@ -34,6 +34,8 @@ MEMORY = "memory"
 """Name of the constraint that a trial breaks which ran out of the GPU's memory."""
 SETTINGS = "settings"
 """... whose settings cannot work together."""
+UNKNOWN = 255
+"""The exit code that multiprocessing gives a process whose fork server was killed: nobody knows how it ended."""
 
 
 FULL = re.compile(r"out of memory|DefaultCPUAllocator: can't allocate|^MemoryError")
@@ -83,6 +85,8 @@ def outcome_of(
     """
     if exit_code < 0 or exit_code == 128 + signal.SIGTERM:
         return Outcome(state=State.killed, error=_killed_by(-exit_code if exit_code < 0 else signal.SIGTERM))
+    if result is None and exit_code == UNKNOWN:
+        return Outcome(state=State.killed, error="the process that its process was forked from was ended")
     if result is None:
         return Outcome(state=State.failed, error=f"the process ended with exit code {exit_code} and without a result")
     numbers = {k: float(v) for k in NUMBERS if isinstance(v := result.get(k), int | float)}

@@ -85,6 +85,8 @@ class SweepSettings:
             raise ConfigError(f"{PREFIX}study_name={self.study_name}: type a name that a folder can have.")
         for name in self.objectives:
             check_objective(name)
+        if twice := next((name for name in self.objectives if self.objectives.count(name) > 1), None):
+            raise ConfigError(f"{PREFIX}objectives names {twice} twice. Type it once.")
         for name, limit in self.constraints.items():
             check_objective(name, f"{PREFIX}constraints")
             if not math.isfinite(limit):

@@ -57,7 +57,8 @@ class Space:
                 if not self._is_active(dimension, point):
                     continue
                 wanted = [v for v in missing[dimension.key] if v in needed.get(dimension.key, (v,))]
-                value = (wanted or needed.get(dimension.key) or dimension.ends())[0]
+                other = [v for v in needed.get(dimension.key, ()) if dimension.has(v)]  # words go over conditions
+                value = (wanted or other or dimension.ends())[0]
                 point[dimension.name] = value
                 missing[dimension.key] = [v for v in missing[dimension.key] if v != value]
             if target.name not in point:  # no other setting ever has the values that it hangs on
@@ -151,6 +152,13 @@ def parse_space(
 
 
 def _as_word(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        raise ConfigError(
+            f"hydra.sweeper.params.{key} holds settings. A setting has its whole name there, and in quotes what is "
+            f'searched: {{{key}.{next(iter(value), "KEY")}: "choice(8,16)"}}. Or type it as a word of its own.'
+        )
+    if isinstance(value, list) and None in value and len(value) > 1:
+        return f"{key}={','.join(_quoted(item) for item in value)}"  # Hydra's choice() takes no null
     if isinstance(value, list):
         return f"{key}=choice({','.join(_quoted(item) for item in value)})"
     return f"{key}={value}" if isinstance(value, str) else f"{key}={_quoted(value)}"
@@ -178,9 +186,20 @@ def _add_condition(
             f"hydra.sweeper.{option}: {key} hangs on {parent}, which is neither searched nor typed."
             f"{did_you_mean(parent, [*dimensions, *fixed])} Type {parent}=VALUE as well."
         )
+    for name in (key, parent) if "factor_of" in change else ():
+        _check_numbers(name, dimensions[name].ends() if name in dimensions else [fixed[name]], f"{key}: {parent}")
     if "only_if" in change:
         change["only_if"] = {**dimensions[key].only_if, **change["only_if"]}
     dimensions[key] = replace(dimensions[key], **change)
+
+
+def _check_numbers(name: str, values: Iterable[Value], multiple: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(
+                f"hydra.sweeper.multiples has {{{multiple}}}, and {name}={value} is no number. Type numbers for "
+                f"{name}, or take that multiple out."
+            )
 
 
 def _checked(dimension: Dimension, value: Any) -> Value:

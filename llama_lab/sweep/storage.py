@@ -23,6 +23,8 @@ LOCK_GRACE_S = 10
 """A writer holds the journal's lock for milliseconds; one that was killed holds it so long."""
 CONNECT_S = 10
 """A gRPC proxy that does not answer by then is not there."""
+RECORD = b'{"op_code":'
+"""What a journal begins with."""
 PARALLEL_CREATION = ("exist", "duplicate", "unique")
 """What a database says when two processes create its tables at once."""
 PIP_NAMES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
@@ -42,10 +44,11 @@ def storage_address(storage: str | None, folder: Path) -> str:
         return str((folder / JOURNAL).resolve())
     if "://" not in storage:
         if not storage.endswith((".journal", ".log")):
+            name = storage.rstrip("/").removesuffix(".journal") or "study"
             raise ConfigError(
                 f"hydra.sweeper.storage={storage} is neither a file NAME.journal nor an address such as "
                 f"sqlite:///study.db, postgresql://USER@HOST/NAME or grpc://HOST:PORT. Type "
-                f"hydra.sweeper.storage={storage}.journal"
+                f"hydra.sweeper.storage={name}.journal"
             )
         return str(Path(storage).expanduser().resolve())
     kind, _, rest = storage.partition("://")
@@ -129,9 +132,14 @@ def check_journal(path: Path) -> None:
     record, which is cut off.
 
     Raises:
-        RunError: names the line.
+        RunError: names the line, or what stands in place of a file.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    if path.exists() and not path.is_file():
+        raise RunError(f"hydra.sweeper.storage={path} is no file. Name another one, such as study.journal.")
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    half = rest.rstrip(b"\0")  # a power cut leaves zeros
+    if not lines and half[: len(RECORD)] != RECORD[: len(half)]:
+        lines = [rest]
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -145,12 +153,18 @@ def check_journal(path: Path) -> None:
 
 
 def _open(address: str) -> BaseStorage:
-    from optuna import storages
+    from optuna import __version__, storages
 
     if "://" not in address:
         Path(address).parent.mkdir(parents=True, exist_ok=True)
         check_journal(Path(address))
-        return storages.JournalStorage(_mending_journal(address))
+        try:
+            return storages.JournalStorage(_mending_journal(address))
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{address} is damaged, or of another version of Optuna: {__version__} cannot read a record of it "
+                f"({type(error).__name__}: {error}). Name another file."
+            ) from error
     kind, _, rest = address.partition("://")
     if kind == "grpc":
         host, _, port = rest.rpartition(":")

@@ -9,6 +9,9 @@ from llama_lab.sweep.design import Design
 from llama_lab.sweep.rows import settings_line, short_names
 from llama_lab.sweep.study import Claim
 
+IN_PLACE = "++hydra.job.chdir=false"
+"""Of each job that shares the process of its sweep: the folder that a process is in is one for all of its threads."""
+
 
 def trial_words(design: Design, found: Claim, config: DictConfig, label: str = "") -> list[str]:
     """The fixed words, the trial's point, and how it goes on and is found in W&B.
@@ -19,7 +22,7 @@ def trial_words(design: Design, found: Claim, config: DictConfig, label: str = "
     """
     names = short_names([dimension.name for dimension in design.space.dimensions])
     name = " ".join(filter(None, [f"#{found.number}", label, settings_line(found.point, names)]))
-    own = ["trainer.resume=auto"]
+    own = ["trainer.resume=auto", IN_PLACE]
     if config.tracking.group is None:
         own.append(f"tracking.group={quoted(design.settings.study_name)}")
     if config.tracking.name is None:

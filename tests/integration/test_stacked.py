@@ -25,6 +25,7 @@ from llama_lab.engine import loop
 from llama_lab.lock import config_of
 from llama_lab.lora import add_adapter
 from llama_lab.model import load_base, set_special_tokens
+from llama_lab.rundir import RunDir
 from llama_lab.runner import run
 from llama_lab.stacked.host import BEGUN, MEMORY_FULL, StackSettings
 from llama_lab.stacked.hosts import Stacks
@@ -344,6 +345,29 @@ def test_rows_that_are_no_number_are_one_message(lab, tmp_path, rows):
         assert "hydra.launcher.rows=" in message[0]
         assert "hydra.launcher.rows=auto" in message[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_one_folder_for_several_points_is_refused(lab, tmp_path):
+    words = ["-m", *LEAN, *STACKED, "lora.r=4,8", "hydra.sweep.dir=grid", "hydra.sweep.subdir=here_${hydra:job.name}"]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hydra.sweep.subdir=here_llama_lab is one folder for several points" in done.stderr
+    assert not list(tmp_path.glob("grid/*/run.json"))
+
+
+def test_a_grid_that_runs_already_is_left_alone(lab, tmp_path):
+    with RunDir(tmp_path / "grid").held():
+        done = lab("-m", *LEAN, *STACKED, "lora.r=4,8", "hydra.sweep.dir=grid", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"grid is in use by process {os.getpid()}. Wait for it, or end it." in done.stderr
+    assert not list(tmp_path.glob("grid/*/*"))
+
+
+@pytest.mark.parametrize("words", [[RANK, "search.n_trials=1", *STUDY[1:]], ["lora.r=4,8", *STACKED]])
+def test_a_sweep_whose_jobs_are_to_change_the_folder_stays_in_its_own(lab, tmp_path, words):
+    done = lab("-m", *LEAN, *words, "trainer.max_steps=2", "hydra.job.chdir=true", "hydra.sweep.dir=here", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.parent.parent.name for path in tmp_path.rglob("result.json")] == ["here"] * (1 + (words[0] != RANK))
 
 
 def test_points_without_a_finite_held_out_loss_end_a_grid_well(lab, tmp_path):

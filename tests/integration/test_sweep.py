@@ -253,6 +253,8 @@ def confirmed(number: int, values: list[float]) -> Confirmed:
         ([RANK, "hydra.sweeper.n_trails=3"], ["hydra.sweeper.n_trails", "hydra.sweeper.n_trials"]),
         ([RANK, "hydra.sweeper.sampler=random"], ["Type hydra/sweeper/sampler=random"]),
         ([RANK, "hydra/sweeper/pruner=medain"], ["hydra/sweeper/pruner=median"]),
+        ([RANK, "hydra.sweeper.n_jobs=1,2"], ["have one value each", "Type hydra.sweeper.n_jobs=VALUE"]),
+        ([RANK, "hydra.sweeper.storage="], ["Type hydra.sweeper.storage=study.journal"]),
         ([RANK, "tracking.mode=online"], ["WANDB_API_KEY"]),
         ([], ["nothing to choose"]),
     ],

@@ -131,7 +131,14 @@ def test_a_stack_is_filled_while_another_would_not_be_twice_as_full(tmp_path, in
     stacks.active["0"] = StackPlace(kind=kinds["nf4"], settings=settings, num_points=in_stack)
     stacks.waiting.update({("0", kinds[quant]): number for quant, number in waiting.items()})
     assert stacks._has_place("0", kinds["nf4"], configs["nf4"], 4) is is_taken
+    assert not stacks._has_place("0", kinds["nf4"], configs["nf4"], 4, {"TENSORBOARD_LOGGING_DIR": "of/its/own"})
     assert stacks.num_kinds == len(waiting) - ("int8" in waiting)
+
+
+def test_a_stack_has_no_more_rows_than_its_study_has_trials(tmp_path):
+    config = compose_words(["quant=none"])
+    stacks = Stacks(wanted=64, configs=[config], folder=tmp_path, offline=True, is_queue=False, most_points=3)
+    assert stacks.num_rows(kind_of(config), config) == 3
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def row(number, *values, state="done"):
         ({"status": "failed", "error": "RunError: nan"}, 2, {}, State.failed, "RunError: nan"),
         ({"status": "infeasible", "error": "CUDA out of memory"}, 1, {}, State.infeasible, "CUDA"),
         ({"status": "failed", "error": "RuntimeError: CUDA error: out of memory"}, 1, {}, State.infeasible, "CUDA"),
+        (None, 255, {}, State.killed, "forked from"),
         (None, -9, {}, State.killed, "SIGKILL"),
         (None, 143, {}, State.killed, "SIGTERM"),
         (None, 1, {}, State.failed, "exit code 1"),

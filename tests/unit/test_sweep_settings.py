@@ -30,6 +30,7 @@ def settings(**changed):
         ({"max_failure_rate": 1.5}, "from 0 to 1"),
         ({"study_name": "a/b"}, "study_name=a/b"),
         ({"objectives": ["eval_los"]}, "Did you mean eval_loss?"),
+        ({"objectives": ["eval_loss", "reward", "eval_loss"]}, "eval_loss twice"),
         ({"constraints": {"peak_memory": 3.0}}, "peak_memory_gib"),
         ({"baselines": [3]}, "holds 3"),
         ({"heartbeat_s": 100.0}, "heartbeat_s"),

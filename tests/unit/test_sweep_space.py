@@ -1,5 +1,7 @@
 """The search space: Hydra's words in, points and Hydra's words out."""
 
+import math
+
 import optuna
 import pytest
 
@@ -123,12 +125,31 @@ def test_chain_of_conditions_is_covered_and_ends():
         ),
         ({"a": [1], "b": [2]}, [], {"only_if": {"a": {"b": [2]}, "b": {"a": [1]}}}, "hang on each other"),
         ({"a": [1]}, [], {"only_if": {"a": 3}}, "needs a setting and its values"),
+        ({"lora.r": [8, math.nan]}, [], {}, "nan is no value"),
+        ({}, ["lora.r=range(0,inf)"], {}, "finite"),
+        ({}, ["lora.r=tag(log,range(8,65))"], {}, "lora.r=tag(log,interval(LOW,HIGH))"),
+        ({}, ["lora.r=tag(log,choice(8,64))"], {}, "only an interval has a tag"),
+        ({"lora": {"r": "choice(8,16)"}}, [], {}, '{lora.r: "choice(8,16)"}'),
+        ({"lora.alpha": [1]}, ["quant=nf4"], {"multiples": {"lora.alpha": "quant"}}, "quant=nf4 is no number"),
+        ({"lora.alpha": [1, False], "lora.r": [8]}, [], {"multiples": {"lora.alpha": "lora.r"}}, "=False is no number"),
     ],
 )
 def test_wrong_spaces_are_refused(params, arguments, options, said):
     with pytest.raises(ConfigError) as error:
         parse_space(params, arguments, **options)
     assert said in str(error.value)
+
+
+def test_null_is_a_choice_of_a_list():
+    words = [run[0] for run in parse_space({"dataset.max_length": [512, None]}, []).check_points()]
+    assert words == ["dataset.max_length=512", "dataset.max_length=null"]
+
+
+def test_choices_of_the_command_line_may_leave_no_value_of_a_condition():
+    space = parse_space(CONDITIONAL, ["quant=choice(int8,none)"], only_if={"quant.double_quant": {"quant": ["nf4"]}})
+    words = {word for run in space.check_points() for word in run}
+    assert {"quant=int8", "quant=none"} < words
+    assert not any(word.startswith("quant.double_quant") for word in words)
 
 
 def test_baselines_name_searched_settings_and_their_values():

@@ -188,7 +188,7 @@ def test_half_a_record_is_cut_off_before_the_next(tmp_path):
     study = opened(address)
     finish(study, study.claim(), 1.0)
     whole = (tmp_path / "study.journal").read_bytes()
-    for torn in (whole[:-1], whole + b'{"op_code": 5, "worker_i', whole[:-40]):
+    for torn in (whole[:-1], whole + b'{"op_code": 5, "worker_i', whole + b"\0\0", whole[:-40]):
         (tmp_path / "study.journal").write_bytes(torn)
         again = opened(address)
         claim = again.claim()
@@ -241,11 +241,19 @@ def test_storages_that_cannot_be_opened(tmp_path):
         ("a.log", "hello world\n"),
         ("b.log", '{"a": 1}\n'),
         ("c.log", "[1]\n"),
+        ("d.log", "somebody's only line"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(RunError, match=rf"{name} is no journal of a study, or damaged: line 1 .*Name another file"):
             open_storage(str(tmp_path / name))
         assert (tmp_path / name).read_text() == content
+    os.mkfifo(tmp_path / "pipe.journal")
+    with pytest.raises(RunError, match=r"pipe.journal is no file"):
+        open_storage(str(tmp_path / "pipe.journal"))
+    for content in ('{"op_code":99}\n', '{"op_code":0}\n', '{"op_code":4,"study_id":[]}\n'):
+        (tmp_path / "new.journal").write_text(content)
+        with pytest.raises(RunError, match=r"new.journal is damaged, or of another version of Optuna"):
+            open_storage(str(tmp_path / "new.journal"))
     with pytest.raises((RunError, ConfigError), match="oracle"):
         open_storage("oracle://host/db")
     if os.geteuid() != 0:

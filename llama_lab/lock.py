@@ -209,5 +209,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def below(tree: dict[str, Any], *names: str) -> Any:
+    """A value of nested objects; None where one of them is missing."""
+    found: Any = tree
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
 def _unlocked(key: str) -> bool:
     return key in UNLOCKED or key.split(".")[0] in UNLOCKED

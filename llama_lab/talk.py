@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config import GenerationSettings, RunConfig
+from llama_lab.data.turns import half_character
 from llama_lab.errors import ConfigError, DataError
 from llama_lab.process import forget_signals
 from llama_lab.take.load import load_tokenizer_of, load_trained
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llama_lab.data.templates import Messages
-from llama_lab.data.turns import half_character
 
 
 @dataclass(kw_only=True)

@@ -16,10 +16,9 @@ from typing import Any
 from llama_lab import __version__
 from llama_lab.checks import check_sources
 from llama_lab.choices import ModelSource, Resume, Tracker
-from llama_lab.compare.keys import below
 from llama_lab.config import RunConfig
 from llama_lab.errors import LlamaLabError, RunError
-from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
+from llama_lab.lock import below, code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
 from llama_lab.same_base import fingerprint, recorded

@@ -54,6 +54,7 @@ PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_pr
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\], and must be whole numbers"),
         ({"target_modules": "(("}, r"target_modules is '\(\(', and must be a list of names"),
         ({"target_modules": []}, r"target_modules is \[\], and must be a list of names"),
+        ({"target_parameters": 5}, "target_parameters is 5, and must be a list of names"),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', and must be a list"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes', and must be true or false"),
         ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5, and must be a text"),

@@ -35,6 +35,7 @@ def test_an_adapter_of_more_layers_than_the_base_has(adapter, tmp_path):
     (base / "config.json").write_text(json.dumps({"hidden_size": 64, "num_hidden_layers": 1}))
     with pytest.raises(ModelError, match=r"it has at least 2 layers, and .* has 1"):
         check_fits(adapter, {"r": 8}, ModelSettings(name=str(base)))
+    check_fits(adapter, {"r": 8, "layer_replication": [[0, 1], [0, 1]]}, ModelSettings(name=str(base)))
 
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}

@@ -192,6 +192,13 @@ def test_repro_of_a_run_whose_base_is_gone_is_one_message(lab, run, tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_an_ended_run_whose_adapter_is_gone_is_not_told_to_go_on(lab, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    done = lab("generate", "run", "hello", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama_lab: run has ended, and its adapter is gone:")
+
+
 def test_serve_names_its_command(lab, merge, tmp_path):
     _, merged = merge
     told = ended_well(lab("serve", merged, "--port", "8123", "--dry-run", cwd=tmp_path)).splitlines()

@@ -148,9 +148,8 @@ def _compare(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument("--reverse", action="store_true", help="turn the order round")
     parser.add_argument("--columns", metavar="KEY,KEY", help="show these instead")
     parser.add_argument("--where", metavar="EXPRESSION", help='only these runs, such as "lora.r>=16 and quant=nf4"')
-    parser.add_argument(
-        "--format", choices=("table", "csv", "json", "markdown"), default="table", help="default: table"
-    )
+    formats = ("table", "csv", "json", "markdown")
+    parser.add_argument("--format", type=take.one_of(formats), choices=formats, default="table", help="default: table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
     parser.add_argument("--wandb-report", action="store_true", help="make a report on W&B; needs an account")
     parser.add_argument("--live", action="store_true", help="keep the table current while runs are running")

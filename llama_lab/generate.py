@@ -31,8 +31,20 @@ def answer(
         prompts: conversations that end with a user's turn.
     """
     encoded = [encode_prompt(messages, tokenizer) for messages in prompts]
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # like lengths together: little padding
+    return answer_encoded(model, tokenizer, encoded, settings, batch_size=batch_size)
+
+
+def answer_encoded(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 8,
+) -> list[str]:
+    """The same to prompts that are tokens already."""
+    answers = [""] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # like lengths together: little padding
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         for i, text in zip(indices, _generate(model, tokenizer, [encoded[i] for i in indices], settings), strict=True):
@@ -79,17 +91,17 @@ def whole_head_input(model: PeftModel) -> Iterator[None]:
 
 
 def stream(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, messages: Messages, settings: GenerationSettings
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], settings: GenerationSettings
 ) -> str:
-    """Print the answer as it comes, and return it."""
+    """Print the answer to a prompt of tokens as it comes, and return it."""
     from transformers import TextStreamer
 
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return _generate(model, tokenizer, [encode_prompt(messages, tokenizer)], settings, streamer)[0].strip()
+    return _generate(model, tokenizer, [prompt], settings, streamer)[0].strip()
 
 
-def check_context(messages: Messages, tokenizer: PreTrainedTokenizerBase, context: int | None, name: str) -> None:
-    """Refuse a prompt that leaves no place for an answer: it would be read for minutes and answered with nonsense.
+def encode_within(messages: Messages, tokenizer: PreTrainedTokenizerBase, context: int | None, name: str) -> list[int]:
+    """The tokens of a prompt; refused where they leave no place for an answer, which would be nonsense after minutes.
 
     Args:
         context: tokens for which the model has places; None where it does not say.
@@ -97,11 +109,13 @@ def check_context(messages: Messages, tokenizer: PreTrainedTokenizerBase, contex
     Raises:
         DataError: says how many tokens there are, and how many places.
     """
-    if context is not None and (num_tokens := len(encode_prompt(messages, tokenizer))) >= context:
+    encoded = encode_prompt(messages, tokenizer)
+    if context is not None and len(encoded) >= context:
         raise DataError(
-            f"{name} has {num_tokens:,} tokens, and the model has places for {context:,}, its answer included. "
+            f"{name} has {len(encoded):,} tokens, and the model has places for {context:,}, its answer included. "
             "Shorten it."
         )
+    return encoded
 
 
 def generation_kwargs(settings: GenerationSettings, prompt_length: int) -> dict[str, Any]:

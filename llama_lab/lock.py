@@ -71,7 +71,8 @@ def config_of(lock: dict[str, Any]) -> RunConfig:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), lock["config"])
         return cast(RunConfig, OmegaConf.to_object(merged))
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        key = getattr(error, "full_key", None)
+        reason = f"{key}: " * bool(key) + str(error).splitlines()[0]
         wrote = dict(lock.get("versions") or {}).get("llama_lab", "another version")
         raise RunError(
             f"The settings in run.json are not those of llama_lab {__version__}: {reason}. Start a new run, or go on "
@@ -206,6 +207,14 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def below(tree: dict[str, Any], *names: str) -> Any:
+    """A value of nested objects; None where one of them is missing."""
+    found: Any = tree
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
     return found
 
 

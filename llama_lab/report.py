@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +97,10 @@ def _places(run_dir: RunDir, where: str, *, scores: bool) -> list[str]:
     if where:
         lines.append(where)
     if scores:
-        how = f"trainer=grpo dataset=sample_rewards trainer.reward_model={run_dir.path}"
-        lines.append(f"Use it:   python -m llama_lab {how} trainer.rewards=[reward_model]")
+        how = [f"trainer.reward_model={run_dir.path}", "trainer.rewards=[reward_model]"]
+        lines.append(f"Use it:   python -m llama_lab trainer=grpo dataset=sample_rewards {shlex.join(how)}")
     else:
-        lines.append(f'Try it:   python -m llama_lab generate {run_dir.path} "your request"')
+        lines.append(f'Try it:   python -m llama_lab generate {shlex.quote(str(run_dir.path))} "your request"')
     return lines
 
 

@@ -82,3 +82,12 @@ def objective_of(result: Mapping[str, Any]) -> float:
     """What Hydra is told of a run: its objective by result.json, NaN where that has none."""
     objective = result.get("objective")
     return math.nan if objective is None else float(objective)
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return value if is_number and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None

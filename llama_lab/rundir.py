@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,7 +156,8 @@ def telling_how_to_go_on(folder: Path, begun: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        how = f"Go on with: python -m llama_lab resume={folder}" if (folder / begun).is_file() else ""
+        word = shlex.quote(f"resume={folder}")
+        how = f"Go on with: python -m llama_lab {word}" if (folder / begun).is_file() else ""
         raise KeyboardInterrupt(how) from None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -133,7 +134,7 @@ def run_stages(
         with telling_how_to_go_on(folder, STAGES_FILE):
             value = run(config, stage.folder(folder), stage.words)
         gc.collect()  # the model of a stage is held by circles of its own making
-    print(f"\nAll stages: python -m llama_lab compare {folder}")
+    print(f"\nAll stages: python -m llama_lab compare {shlex.quote(str(folder))}")
     return value
 
 

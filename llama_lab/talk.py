@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config import GenerationSettings, RunConfig
+from llama_lab.data.turns import half_character
 from llama_lab.errors import ConfigError, DataError
 from llama_lab.process import forget_signals
 from llama_lab.take.load import load_tokenizer_of, load_trained
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llama_lab.data.templates import Messages
-from llama_lab.data.turns import half_character
 
 MAX_FILE_MIB = 64
 """Of a file of prompts, which is held in memory with all its answers: a hundred thousand prompts and more."""
@@ -37,32 +37,39 @@ class Talker:
     context: int | None
     """Tokens for which the base has places, where it says so."""
 
-    def stream(self, turns: Messages, *, base: bool = False) -> str:
-        """Print the answer as it comes, and return it.
+    def encode(self, turns: Messages) -> list[int]:
+        """The tokens of a conversation that ends with a user's turn.
+
+        Raises:
+            DataError: it is longer than the model's context.
+        """
+        from llama_lab.generate import encode_within
+
+        return encode_within(turns, self.tokenizer, self.context, "The conversation")
+
+    def stream(self, prompt: list[int], *, base: bool = False) -> str:
+        """Print the answer to a prompt of tokens as it comes, and return it.
 
         Args:
             base: of the model without its adapter.
-        Raises:
-            DataError: the conversation is longer than the model's context.
         """
         import torch
 
-        from llama_lab.generate import check_context, stream
+        from llama_lab.generate import stream
 
-        check_context(turns, self.tokenizer, self.context, "The conversation")
         torch.manual_seed(self.seed)
         with self.model.disable_adapter() if base else nullcontext():
-            return stream(self.model, self.tokenizer, turns, self.settings)
+            return stream(self.model, self.tokenizer, prompt, self.settings)
 
-    def answers(self, prompts: list[Messages], *, base: bool = False) -> list[str]:
-        """The answers to many prompts, in batches."""
+    def answers(self, prompts: list[list[int]], *, base: bool = False) -> list[str]:
+        """The answers to many prompts of tokens, in batches."""
         import torch
 
-        from llama_lab.generate import answer
+        from llama_lab.generate import answer_encoded
 
         torch.manual_seed(self.seed)
         with self.model.disable_adapter() if base else nullcontext():
-            return [text.strip() for text in answer(self.model, self.tokenizer, prompts, self.settings)]
+            return [text.strip() for text in answer_encoded(self.model, self.tokenizer, prompts, self.settings)]
 
 
 def generate(source: Source, request: str, changed: dict[str, object], *, seed: int, base: bool) -> None:
@@ -74,8 +81,8 @@ def generate(source: Source, request: str, changed: dict[str, object], *, seed: 
     """
     _check_whole(request, "The request")
     turns = [*_first_turns(source.config, None), {"role": "user", "content": request}]
-    talker = open_talker(source, changed, seed, base, {"The request": turns})
-    _answer_both(talker, turns, turns, base)
+    talker, [prompt] = open_talker(source, changed, seed, base, {"The request": turns})
+    _answer_both(talker, prompt, prompt, base)
 
 
 def answer_rows(
@@ -87,9 +94,9 @@ def answer_rows(
         DataError: a row is longer than the model's context.
     """
     first = _first_turns(source.config, None)
-    prompts = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
-    talker = open_talker(
-        source, changed, seed, base, {f"--file, prompt {i}": prompt for i, prompt in enumerate(prompts, 1)}
+    asked = [row["messages"] if "messages" in row else [*first, _user(row["prompt"])] for row in rows]
+    talker, prompts = open_talker(
+        source, changed, seed, base, {f"--file, prompt {i}": turns for i, turns in enumerate(asked, 1)}
     )
     answers = talker.answers(prompts)
     beside = talker.answers(prompts, base=True) if base else [None] * len(rows)
@@ -99,7 +106,7 @@ def answer_rows(
 
 def chat(source: Source, changed: dict[str, object], *, system: str | None, seed: int, base: bool) -> None:
     """Talk with the run until /exit or the end of the input."""
-    talker = open_talker(source, changed, seed, base)
+    talker, _ = open_talker(source, changed, seed, base)
     turns = beside = _first_turns(source.config, system)  # the base has a conversation of its own
     print("Type a request; /reset forgets, /system TEXT sets a system prompt, /exit ends.", file=sys.stderr)
     while (line := _read_line()) is not None:
@@ -115,7 +122,8 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
             try:
                 _check_whole(line, "The request")
                 asked = _user(line.strip())
-                answer, other = _answer_both(talker, [*turns, asked], [*beside, asked], base)
+                prompt = talker.encode([*turns, asked])
+                answer, other = _answer_both(talker, prompt, talker.encode([*beside, asked]) if base else [], base)
             except DataError as error:  # too long, or the template takes no such turn: the conversation goes on
                 print(f"{error} Type /reset to begin anew.", file=sys.stderr)
             except KeyboardInterrupt:
@@ -128,8 +136,8 @@ def chat(source: Source, changed: dict[str, object], *, system: str | None, seed
 
 def open_talker(
     source: Source, changed: dict[str, object], seed: int, base: bool, asked: dict[str, Messages] | None = None
-) -> Talker:
-    """Load base and adapter. Call `prepare_verb` before.
+) -> tuple[Talker, list[list[int]]]:
+    """Load base and adapter; with them the tokens of what will be asked. Call `prepare_verb` before.
 
     Args:
         asked: what will be asked, by its name in a message.
@@ -143,14 +151,13 @@ def open_talker(
             "base cannot be asked beside it. See samples.md in the run's folder for its answers."
         )
     settings = replace(source.config.generation, **changed)  # type: ignore[arg-type]
-    from llama_lab.generate import check_context
+    from llama_lab.generate import encode_within
     from llama_lab.model import context_of
 
     tokenizer, context = load_tokenizer_of(source), context_of(source.config.model)
-    for name, turns in (asked or {}).items():
-        check_context(turns, tokenizer, context, name)
+    encoded = [encode_within(turns, tokenizer, context, name) for name, turns in (asked or {}).items()]
     model, _ = load_trained(source, tokenizer)
-    return Talker(model=model, tokenizer=tokenizer, settings=settings, seed=seed, context=context)
+    return Talker(model=model, tokenizer=tokenizer, settings=settings, seed=seed, context=context), encoded
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
@@ -214,13 +221,13 @@ def _check_whole(text: str, where: str) -> None:
         raise DataError(f"{where}: character {place + 1} is no whole Unicode character. Take it out.")
 
 
-def _answer_both(talker: Talker, turns: Messages, beside: Messages, base: bool) -> tuple[str, str]:
+def _answer_both(talker: Talker, prompt: list[int], beside: list[int], base: bool) -> tuple[str, str]:
     if not base:
-        return talker.stream(turns), ""
+        return talker.stream(prompt), ""
     print("Base model:")
     other = talker.stream(beside, base=True)
     print("With the adapter:")
-    return talker.stream(turns), other
+    return talker.stream(prompt), other
 
 
 def _user(text: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,10 +117,11 @@ class WandbTracking(FilesOnly):
         OPEN.discard(self.run.id)
 
     def where(self) -> str:
+        files = shlex.quote(str(self.files))
         if self.problem:
             flag = "" if self.is_offline else "--include-online "  # without it W&B takes the run for uploaded
-            return f"W&B did not get everything ({self.problem}). Upload it with: wandb sync {flag}{self.files}"
-        return f"W&B is offline. Upload with: wandb sync {self.files}" if self.is_offline else f"W&B: {self.url}"
+            return f"W&B did not get everything ({self.problem}). Upload it with: wandb sync {flag}{files}"
+        return f"W&B is offline. Upload with: wandb sync {files}" if self.is_offline else f"W&B: {self.url}"
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_lab.compare.find import find_runs
-from llama_lab.compare.keys import below
-from llama_lab.compare.read import NUMBERS, Run, number, one_line
+from llama_lab.compare.read import NUMBERS, Run, one_line
 from llama_lab.compare.table import figure
 from llama_lab.errors import RunError
-from llama_lab.lock import flat
+from llama_lab.lock import below, flat
+from llama_lab.results import number
 
 CURVES = ("train/loss", "eval/loss")
 FILE_WIDTH = 140

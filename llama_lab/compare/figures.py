@@ -12,9 +12,10 @@ from plotly.colors import qualitative, sample_colorscale
 from plotly.subplots import make_subplots
 
 from llama_lab.compare.diff import CURVES, points
-from llama_lab.compare.read import Run, number, one_line
+from llama_lab.compare.read import Run, one_line
 from llama_lab.compare.rows import Row, larger_is_better
 from llama_lab.compare.table import shown, title
+from llama_lab.results import number
 
 MAX_POINTS = 60_000
 """Of all curves together; longer ones are thinned out, so that the page stays small."""

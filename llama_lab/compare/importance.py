@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llama_lab.compare.read import number
 from llama_lab.compare.rows import Row, companions, larger_is_better
+from llama_lab.results import number
 from llama_lab.sweep.importance import ENOUGH, shares
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_lab.compare.read import GROUP_KEYS, NUMBERS, Run
 from llama_lab.errors import ConfigError, did_you_mean
+from llama_lab.lock import below
 
 FACTS: dict[str, Callable[[Run], Any]] = {
     "run": lambda run: run.name,
@@ -31,14 +32,6 @@ OTHER_WORDS = {
     "params": "num_trainable_params",
     "steps": "num_steps",
 }
-
-
-def below(tree: dict[str, Any], *names: str) -> Any:
-    """A value of nested objects; None where one of them is missing."""
-    found: Any = tree
-    for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
 
 
 def resolve(word: str, runs: Sequence[Run], option: str) -> str:

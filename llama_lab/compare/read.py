@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.lock import flat
-from llama_lab.results import OBJECTIVES
+from llama_lab.results import OBJECTIVES, number
 from llama_lab.rundir import without_waiting
 
 ENDED = ("ok", "failed", "pruned", "infeasible")
@@ -190,15 +189,6 @@ def _text(path: Path) -> str:
 def _bytes(path: Path) -> bytes:
     with open(path, "rb", opener=without_waiting) as file:
         return file.read()
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    try:
-        return value if is_number and math.isfinite(value) else None
-    except OverflowError:  # an integer beyond every float
-        return None
 
 
 def one_line(text: str) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llama_lab.compare.read import Run, number
+from llama_lab.compare.read import Run
 from llama_lab.errors import ConfigError
+from llama_lab.results import number
 
 Test = Callable[[Run], bool]
 TOKEN = re.compile(

@@ -11,11 +11,11 @@ from typing import Any
 from llama_lab import __version__
 from llama_lab.checks import HUB_ID
 from llama_lab.choices import ModelSource, QuantType
-from llama_lab.compare.keys import below
-from llama_lab.compare.read import number
 from llama_lab.config import ModelSettings
 from llama_lab.data.files import expanded
 from llama_lab.dataset_config import DatasetSettings
+from llama_lab.lock import below
+from llama_lab.results import number
 from llama_lab.take.source import Source
 
 EMBEDDED = {"smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}

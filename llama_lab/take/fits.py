@@ -30,6 +30,8 @@ def check_fits(adapter: Path, peft: dict[str, Any], model: ModelSettings) -> Non
     if model.source is not ModelSource.hub or not (folder / "config.json").is_file():
         return
     base = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if peft.get("layer_replication"):  # PEFT makes more layers of those that the base has
+        base.pop("num_hidden_layers", None)
     check_shapes(shapes, base, f"{adapter}", model.name, str(peft.get("base_model_name_or_path")))
 
 

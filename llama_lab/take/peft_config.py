@@ -222,6 +222,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_pattern": (_is_pattern(_is_scale), "positive numbers by the names of layers"),
     "target_modules": _TARGETS,
     "exclude_modules": _TARGETS,
+    "target_parameters": (_is_names, "a list of names"),
     "modules_to_save": (_is_names, "a list of names"),
     "layers_to_transform": (_is_layers, "numbers of layers"),
     "use_dora": _BOOLEAN,

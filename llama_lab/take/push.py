@@ -13,10 +13,10 @@ from typing import Any
 from llama_lab.checkpoints import damage
 from llama_lab.checks import HUB_ID
 from llama_lab.choices import ModelSource
-from llama_lab.compare.keys import below
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, RunError
 from llama_lab.hub import is_reachable
+from llama_lab.lock import below
 from llama_lab.take.card import Loading, base_name, card
 from llama_lab.take.options import MERGE_FILE
 from llama_lab.take.secrets import secrets_in

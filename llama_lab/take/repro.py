@@ -16,11 +16,10 @@ from typing import Any
 from llama_lab import __version__
 from llama_lab.checks import check_sources
 from llama_lab.choices import Resume, Tracker
-from llama_lab.compare.keys import below
 from llama_lab.config import RunConfig
-from llama_lab.errors import LlamaLabError, RunError
+from llama_lab.errors import LlamaLabError, RunError, no_folder
 from llama_lab.hub import at_commit
-from llama_lab.lock import code_state, config_of, flat, hardware, package_versions
+from llama_lab.lock import below, code_state, config_of, flat, hardware, package_versions
 from llama_lab.process import prepare, quiet_libraries
 from llama_lab.rundir import RunDir, check_run_folder
 from llama_lab.same_base import fingerprint, recorded
@@ -58,7 +57,9 @@ def repro(path: Path, options: ReproOptions) -> int:
     Raises:
         RunError: there is no run.json, the new folder is in use, or base or rows of the run are gone.
     """
-    run_dir = RunDir(path.parent if path.is_file() else path)
+    run_dir = RunDir(path.parent if path.is_file() and path.name == RunDir(path.parent).lock.name else path)
+    if not run_dir.path.is_dir():
+        raise RunError(f"{path}: {no_folder(path)} Type the folder of a run, or its run.json.")
     lock = run_dir.read_lock()
     if options.patch:
         print(below(lock, "code", "diff") or "", end="")

@@ -80,6 +80,8 @@ def command_of(server: Server, path: Path, settings: list[str], port: int) -> li
     """
     where = ["--host", HOST, "--port", str(port)]
     if server is Server.llama_cpp or path.suffix == ".gguf":
+        if not path.exists():
+            raise RunError(f"{path}: there is no such file. A GGUF is made by: export RUN --gguf FILE")
         if server is not Server.llama_cpp or not path.is_file():
             raise RunError(f"--with {server}: {path} is not what it serves. A GGUF is made by: export RUN --gguf FILE")
         return [sys.executable, "-m", "llama_cpp.server", "--model", str(path), *where]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from llama_lab.errors import ConfigError
+from llama_lab.errors import ConfigError, did_you_mean
 from llama_lab.take.options import (
     MAX_PORT,
     MERGE_FILE,
@@ -27,6 +28,7 @@ EXAMPLE = "example:\n  python -m llama_lab"
 SOURCE = "the folder of a run, of a checkpoint of it, or of a plain PEFT adapter"
 SETTINGS = "where base and rows are found, such as model.name=FOLDER dataset=sample"
 RUN = "outputs/2026-01-31/12-00-00"
+Word = TypeVar("Word", bound=str)
 
 
 def merge(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -92,7 +94,9 @@ def export(parser: argparse.ArgumentParser, words: list[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--gguf", type=Path, metavar="FILE", help="a new file; its Modelfile lies beside it")
     what.add_argument("--vllm", action="store_true", help="print the command that serves the adapter on its base")
-    parser.add_argument("--type", type=GgufKind, choices=list(GgufKind), default=GgufKind.f16, help="default: f16")
+    parser.add_argument(
+        "--type", type=one_of(list(GgufKind)), choices=list(GgufKind), default=GgufKind.f16, help="default: f16"
+    )
     merge_arguments(parser, with_dtype=False)
     args = parser.parse_intermixed_args(words)
     path = Path(args.run)
@@ -136,7 +140,8 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument(
         "--with",
         dest="server",
-        choices=[str(server) for server in Server],
+        type=one_of(list(Server)),
+        choices=list(Server),
         help="default: llama-cpp for a GGUF, else transformers, which takes no adapters",
     )
     parser.add_argument("--port", type=port, default=8000, help="default: 8000")
@@ -144,7 +149,7 @@ def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
     args = parser.parse_intermixed_args(words)
     from llama_lab.take.serving import ServeOptions, serve
 
-    options = ServeOptions(server=Server(args.server) if args.server else None, port=args.port, dry_run=args.dry_run)
+    options = ServeOptions(server=args.server, port=args.port, dry_run=args.dry_run)
     return serve(Path(args.run), args.settings, options)
 
 
@@ -218,10 +223,12 @@ def merge_arguments(parser: argparse.ArgumentParser, *, with_dtype: bool = True)
     """What decides about a merge."""
     if with_dtype:
         parser.add_argument(
-            "--dtype", type=OutDtype, choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16"
+            "--dtype", type=one_of(list(OutDtype)), choices=list(OutDtype), default=OutDtype.bf16, help="default: bf16"
         )
     parser.set_defaults(dtype=OutDtype.bf16)
-    parser.add_argument("--onto", type=Onto, choices=list(Onto), help="weights to add to (default: the more faithful)")
+    parser.add_argument(
+        "--onto", type=one_of(list(Onto)), choices=list(Onto), help="weights to add to (default: the more faithful)"
+    )
     parser.add_argument(
         "--max-kl",
         type=positive,
@@ -236,6 +243,19 @@ def merge_arguments(parser: argparse.ArgumentParser, *, with_dtype: bool = True)
 def merge_options(args: argparse.Namespace) -> MergeOptions:
     """The words as options."""
     return MergeOptions(dtype=args.dtype, onto=args.onto, max_kl=args.max_kl, num_rows=args.rows, force=args.force)
+
+
+def one_of(choices: Collection[Word]) -> Callable[[str], Word]:
+    """What reads one of these words; argparse's own check names neither the nearest nor, of an enum, any."""
+
+    def read(word: str) -> Word:
+        if word not in choices:
+            raise argparse.ArgumentTypeError(
+                f"{word} is no choice.{did_you_mean(word, choices)} There are {', '.join(choices)}"
+            )
+        return next(choice for choice in choices if choice == word)
+
+    return read
 
 
 def positive(word: str) -> float:

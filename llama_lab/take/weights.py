@@ -122,8 +122,15 @@ def adapter_parts(folder: Path, peft: dict[str, Any]) -> AdapterParts:
         kind = "one that repeats layers" if peft.get("layer_replication") else peft["peft_type"]
         raise ModelError(f"{folder}: a LoRA can be merged, and this adapter is {kind}.")
     parts = AdapterParts(peft=peft, lora={}, full={})
+    of_parameters = {f".{name.rpartition('.')[0]}" for name in peft.get("target_parameters") or []}
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
         name = key.removeprefix("base_model.model.")
+        module = name.partition(".lora_")[0]
+        if module != name and any(f".{module}".endswith(one) for one in of_parameters):
+            raise ModelError(
+                f"{folder}: the LoRA of {module} is on its parameter (target_parameters), which cannot be merged layer "
+                "by layer. PEFT's merge_and_unload merges it on the whole model."
+            )
         if ".lora_" in name and LAYER.match(name):
             parts.lora[key] = tensor
         elif ".lora_" not in name and (name in OUTSIDE or LAYER.match(name)):

@@ -48,7 +48,7 @@ CASES = [
     ),
     ("hydra/sweeper/sampler=tpe", ["hydra/sweeper/sampler", "search=lora_quant"]),
     ("'dataset.path=my data/lr=1/x.jsonl'", ["two kinds of quotes", "'dataset.path=\"my data/lr=1/x.jsonl\"'"]),
-    ("serve x --with foo", ["invalid choice: 'foo'", "llama-cpp"]),
+    ("serve x --with foo", ["foo is no choice", "llama-cpp"]),
     ("generate good.jsonl hello", ["good.jsonl: that is a file", "outputs/DATE/TIME"]),
     ("dashboard good.jsonl", ["good.jsonl: that is a file", "outputs/NAME"]),
     ("micro_batch_size=2", ["micro_batch_size", "trainer.micro_batch_size"]),

@@ -207,7 +207,7 @@ def test_dashboard_serves_a_study_on_the_loopback_address(lab, tmp_path):
         (["compare", "runs", "--where", "lora.rr=8"], "Did you mean lora.r?"),
         (["compare", "runs", "--where", "lora.r>>8"], "is no comparison"),
         (["compare", "runs", "--sort", "eval_los"], "Did you mean eval_loss?"),
-        (["compare", "runs", "--format", "xml"], "invalid choice: 'xml'"),
+        (["compare", "runs", "--format", "xml"], "xml is no choice"),
         (["compare", "runs", "--htm", "x"], "--htm is no flag here. Did you mean --html?"),
         (["compare", "runs", "--live", "--html", "x"], "Leave --html, --wandb-report and --format out."),
         (["compare", "runs", "--html", "runs"], "--html runs is there already, and no page of llama_lab's"),

@@ -192,6 +192,13 @@ def test_repro_of_a_run_whose_base_is_gone_is_one_message(lab, run, tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_an_ended_run_whose_adapter_is_gone_is_not_told_to_go_on(lab, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    done = lab("generate", "run", "hello", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama_lab: run has ended, and its adapter is gone:")
+
+
 def test_serve_names_its_command(lab, merge, tmp_path):
     _, merged = merge
     told = ended_well(lab("serve", merged, "--port", "8123", "--dry-run", cwd=tmp_path)).splitlines()
@@ -242,7 +249,15 @@ def test_serve_says_how_its_server_is_installed(lab, merge, tmp_path):
         ("push RUN --repo mine", "is no OWNER/NAME"),
         ("push RUN --repo me/mine --send", "hf auth login"),
         ("repro base --to mine", "no run"),
+        ("repro bas", "bas: there is no such folder. Did you mean base?"),
+        ("repro bad.jsonl", "bad.jsonl: that is a file, not a folder. Type the folder of a run, or its run.json."),
         ("serve RUN", "merge RUN --to my_model"),
+        ("serve gone.gguf", "gone.gguf: there is no such file."),
+        ("serve RUN --with vlm", "--with: vlm is no choice. Did you mean vllm? There are transformers, vllm"),
+        ("merge RUN --to mine --dtype bf61", "--dtype: bf61 is no choice. Did you mean bf16? There are bf16, fp16"),
+        ("merge RUN --to mine --onto qantised", "Did you mean quantised? There are original, dequantised"),
+        ("export RUN --gguf mine.gguf --type q8", "--type: q8 is no choice. Did you mean q8_0?"),
+        ("compare RUN --format pdf", "--format: pdf is no choice."),
     ],
 )
 def test_what_fails_is_one_message_and_leaves_nothing(lab, run, tmp_path, words, said):

@@ -1,6 +1,9 @@
 """W&B never asks, never hangs, and never stops a run."""
 
+import re
+import shlex
 import time
+from pathlib import Path
 
 from .conftest import TINY, read_json
 from .wandb_reader import read_offline_run
@@ -23,6 +26,15 @@ def test_key_without_a_network_goes_offline_and_says_how_to_upload(lab, tmp_path
     assert time.monotonic() - began < 150
     assert "wandb sync" in done.stdout
     assert read_json(tmp_path / "run" / "result.json")["status"] == "ok"
+
+
+def test_commands_that_a_run_prints_may_be_typed_as_they_are(lab, tmp_path):
+    done = lab(*SHORT, "tracking.mode=offline", 'hydra.run.dir="my run"', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    upload = re.search(r"Upload with: (.*)$", done.stdout, re.M)
+    ask = re.search(r"Try it: +(.*)$", done.stdout, re.M)
+    assert Path(shlex.split(upload[1])[-1]).is_dir()
+    assert shlex.split(ask[1])[3:] == ["generate", str(tmp_path / "my run"), "your request"]
 
 
 def test_names_groups_tags_and_notes_are_settings(lab, tmp_path):

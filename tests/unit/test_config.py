@@ -221,6 +221,13 @@ def test_settings_of_another_version_are_refused():
         config_of({"config": plain})
 
 
+def test_a_damaged_setting_of_run_json_is_named():
+    plain = as_plain(composed("model=tiny"))
+    plain["lora"]["r"] = "x"
+    with pytest.raises(RunError, match=r"lora\.r: Value 'x'"):
+        config_of({"config": plain})
+
+
 def lock_of(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps({"config": as_plain(config)}))
 

@@ -35,6 +35,7 @@ def test_an_adapter_of_more_layers_than_the_base_has(adapter, tmp_path):
     (base / "config.json").write_text(json.dumps({"hidden_size": 64, "num_hidden_layers": 1}))
     with pytest.raises(ModelError, match=r"it has at least 2 layers, and .* has 1"):
         check_fits(adapter, {"r": 8}, ModelSettings(name=str(base)))
+    check_fits(adapter, {"r": 8, "layer_replication": [[0, 1], [0, 1]]}, ModelSettings(name=str(base)))
 
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
@@ -54,6 +55,7 @@ PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_pr
         ({"rank_pattern": [1]}, r"rank_pattern is \[1\], and must be whole numbers"),
         ({"target_modules": "(("}, r"target_modules is '\(\(', and must be a list of names"),
         ({"target_modules": []}, r"target_modules is \[\], and must be a list of names"),
+        ({"target_parameters": 5}, "target_parameters is 5, and must be a list of names"),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', and must be a list"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes', and must be true or false"),
         ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5, and must be a text"),

@@ -106,6 +106,16 @@ def test_what_is_no_plain_lora_is_refused(peft, said, tmp_path):
         adapter_parts(tmp_path, peft)
 
 
+@pytest.mark.parametrize("modules", [[], ["q_proj"]])
+def test_lora_on_a_parameter_is_refused_in_our_own_words(modules, tiny_base, tmp_path):
+    from llama_lab.take.weights import adapter_parts
+
+    make_adapter(tiny_base("none"), tmp_path, {"target_modules": modules, "target_parameters": ["gate_proj.weight"]})
+    peft = json.loads((tmp_path / "adapter_config.json").read_text())
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.gate_proj is on its parameter"):
+        adapter_parts(tmp_path, peft)
+
+
 def test_preferences_are_scored_by_the_reward_of_the_adapter(tiny_base, tiny_tokenizer, tmp_path):
     from peft import PeftModel
 

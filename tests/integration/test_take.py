@@ -317,7 +317,7 @@ def test_the_adapter_of_another_base_is_refused_before_it_is_loaded(run, tmp_pat
         (["export", "RUN"], "--gguf"),
         (["export", "RUN", "--gguf", "nowhere/my.gguf"], "no folder that can be written into"),
         (["serve", "RUN"], "merge RUN --to my_model"),
-        (["repro", "CONFTEST"], "no run"),
+        (["repro", "CONFTEST"], "there is no such folder"),
         (["mrge", "RUN"], "Did you mean merge"),
     ],
 )

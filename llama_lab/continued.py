@@ -11,6 +11,7 @@ from llama_lab.config import LLAMA_LINEAR, OWN_ADAPTER, LoraSettings, RunConfig
 from llama_lab.data.files import expanded
 from llama_lab.errors import ConfigError, ModelError
 from llama_lab.reward_model import HEAD, REWARD_MODULES, is_reward_adapter
+from llama_lab.rundir import RunDir
 from llama_lab.same_base import was_exchanged
 from llama_lab.take.fits import check_fits
 from llama_lab.take.peft_config import check_config
@@ -138,9 +139,7 @@ def adapter_folder(name: str) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder
     if (path / "run.json").is_file():
-        raise ModelError(
-            f"model.adapter={name} is a run without an adapter yet. Finish it with: python -m llama_lab resume={name}"
-        )
+        raise ModelError(f"model.adapter={name} {RunDir(path).lacks_adapter()}")
     what = "holds neither a run nor a PEFT adapter" if path.exists() else "is not there"
     raise ModelError(f"model.adapter={name} {what}. Name the folder of a finished run: outputs/DATE/TIME")
 

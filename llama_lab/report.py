@@ -89,11 +89,10 @@ def _result_table(result: dict[str, Any]) -> Table:
 
 
 def _places(run_dir: RunDir, where: str, *, scores: bool) -> list[str]:
-    lines = [
-        f"Adapter:  {run_dir.adapter}",
-        f"Samples:  {run_dir.samples}",
-        f"Numbers:  {run_dir.result} and {run_dir.metrics.name} beside it",
-    ]
+    lines = [f"Adapter:  {run_dir.adapter}"]
+    if not scores:
+        lines.append(f"Samples:  {run_dir.samples}")
+    lines.append(f"Numbers:  {run_dir.result} and {run_dir.metrics.name} beside it")
     if where:
         lines.append(where)
     if scores:

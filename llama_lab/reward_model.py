@@ -45,9 +45,7 @@ def check_reward_model(name: str | None) -> None:
             f"trainer.reward_model={name} is a run of trainer={trainer}, whose model scores nothing. {how}"
         )
     if not (run_dir.adapter / "adapter_model.safetensors").is_file():
-        raise ConfigError(
-            f"trainer.reward_model={name} has no adapter yet. Finish it with: python -m llama_lab resume={name}"
-        )
+        raise ConfigError(f"trainer.reward_model={name} {run_dir.lacks_adapter()}")
 
 
 def prepare_head(base: Any, seed: int) -> None:

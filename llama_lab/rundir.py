@@ -131,6 +131,13 @@ class RunDir:
         kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
         write_text(self.metrics, "".join(kept))
 
+    def lacks_adapter(self) -> str:
+        """What a run without an adapter is, and how to come to one."""
+        if self.result.exists() and self.read_result().get("status") == "ok":
+            gone = f"{self.adapter} holds none. Bring it back, as from a checkpoint in {self.checkpoints}."
+            return f"has ended, and its adapter is gone: {gone}"
+        return f"has no adapter yet. Finish the run with: {how_to_go_on(self.path)}"
+
     def write_samples(self, text: str) -> None:
         """Write samples.md."""
         write_text(self.samples, text)
@@ -156,9 +163,13 @@ def telling_how_to_go_on(folder: Path, begun: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        word = shlex.quote(f"resume={folder}")
-        how = f"Go on with: python -m llama_lab {word}" if (folder / begun).is_file() else ""
+        how = f"Go on with: {how_to_go_on(folder)}" if (folder / begun).is_file() else ""
         raise KeyboardInterrupt(how) from None
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The command that does it, as it may be typed in a shell."""
+    return f"python -m llama_lab {shlex.quote(f'resume={folder}')}"
 
 
 def check_run_folder(folder: Path, resume: Resume, key: str = "hydra.run.dir") -> None:

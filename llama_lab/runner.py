@@ -40,7 +40,7 @@ from llama_lab.progress import Display
 from llama_lab.quant import compute_dtype
 from llama_lab.results import FitResult, Result, Score
 from llama_lab.rewards import import_rewards
-from llama_lab.rundir import RunDir
+from llama_lab.rundir import RunDir, how_to_go_on
 from llama_lab.same_base import fingerprint
 from llama_lab.tracking import Tracking, open_tracking
 from llama_lab.trainer_config import TrainerSettings
@@ -96,7 +96,8 @@ def run(
             loaded = _load(config, run_dir, lock, tracking, display, listeners, backend or OwnBackend())
             result, samples = _stages(loaded)
             tracking.finished(result, samples)
-        run_dir.write_samples(report.samples_markdown(samples))
+        if not scores:
+            run_dir.write_samples(report.samples_markdown(samples))
         run_dir.write_result(result, status="ok")
         report.show(console, run_dir, run_dir.read_result(), samples, tracking.where(), scores=scores)
         return run_dir.read_result()
@@ -289,6 +290,6 @@ def _failure_recorded(run_dir: RunDir) -> Iterator[None]:
         if is_full:
             raise RunError(
                 f"The disk of {run_dir.path} is full. Free some space there, and go on from the last checkpoint with: "
-                f"python -m llama_lab resume={run_dir.path}"
+                + how_to_go_on(run_dir.path)
             ) from error
         raise

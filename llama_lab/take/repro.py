@@ -76,7 +76,7 @@ def repro(path: Path, options: ReproOptions) -> int:
     _threads_of(lock)
     prepare(config)
     found = _differences(lock, config)
-    _show_differences(found, lock)
+    _show_differences(found, lock, run_dir.path)
     if options.check:
         return 1 if found else 0
     if run_dir.result.exists():
@@ -142,7 +142,7 @@ def _flat(content: Any) -> dict[str, Any]:
     return flattened
 
 
-def _show_differences(found: list[Difference], lock: dict[str, Any]) -> None:
+def _show_differences(found: list[Difference], lock: dict[str, Any], path: Path) -> None:
     if not found:
         print("Code, packages, model, data and hardware are those of the run.")
         return
@@ -151,7 +151,8 @@ def _show_differences(found: list[Difference], lock: dict[str, Any]) -> None:
         print(f"  {name}: {then or 'nothing'} then, {now or 'nothing'} now")
     commit = below(lock, "code", "commit")
     if any(name.startswith("code.") for name, _, _ in found) and commit:
-        patch = " && python -m llama_lab repro RUN --patch | git apply" if below(lock, "code", "diff") else ""
+        told = f" && python -m llama_lab repro {shlex.quote(str(path))} --patch | git apply"
+        patch = told if below(lock, "code", "diff") else ""
         print(f"The code of the run: git checkout {commit}{patch}")
     versions = _flat(lock.get("versions"))
     others = [n.partition(".")[2] for n, _, _ in found if n.startswith("versions.")]

@@ -129,12 +129,7 @@ def _locate(path: Path) -> tuple[Path, RunDir | None]:
     if (run_dir.adapter / CONFIG_FILE).is_file() and run_dir.lock.exists():
         return run_dir.adapter, run_dir
     if run_dir.lock.exists():
-        if run_dir.result.exists() and run_dir.read_result().get("status") == "ok":
-            raise RunError(
-                f"{path} has ended, and its adapter is gone: {run_dir.adapter} has no {CONFIG_FILE}. Bring it back, or "
-                f"type the folder of a checkpoint in {run_dir.checkpoints}."
-            )
-        raise RunError(f"{path} has no adapter yet. Finish the run with: python -m llama_lab resume={path}")
+        raise RunError(f"{path} {run_dir.lacks_adapter()}")
     if (path / "config.json").is_file():
         raise RunError(f"{path} holds a whole model and no adapter. Type the folder of a run, or of a PEFT adapter.")
     inside = sorted(p.parent for p in path.glob("*/run.json"))[:1]

@@ -132,6 +132,7 @@ def test_reward_model_writes_nothing_and_says_so(lab, reward_model):
     assert done.returncode == 2
     assert "is a reward model: it scores answers and writes none" in done.stderr
     assert "trainer.rewards=[reward_model]" in done.stderr
+    assert not (reward_model / "samples.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -194,9 +194,10 @@ def test_repro_of_a_run_whose_base_is_gone_is_one_message(lab, run, tmp_path):
 
 def test_an_ended_run_whose_adapter_is_gone_is_not_told_to_go_on(lab, run, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
-    done = lab("generate", "run", "hello", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("llama_lab: run has ended, and its adapter is gone:")
+    for words in (["generate", "run", "hello"], ["model=tiny", "model.adapter=run", "tracking=none"]):
+        done = lab(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "run has ended, and its adapter is gone:" in done.stderr
 
 
 def test_serve_names_its_command(lab, merge, tmp_path):

@@ -156,7 +156,7 @@ def test_adapter_that_is_not_there_is_told(tmp_path):
     with pytest.raises(LlamaLabError, match=r"is not there\. Name the folder of a finished run"):
         compose_words([*DPO, f"model.adapter={tmp_path / 'none'}"])
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(LlamaLabError, match="Finish it with: python -m llama_lab resume="):
+    with pytest.raises(LlamaLabError, match="Finish the run with: python -m llama_lab resume="):
         compose_words([*DPO, f"model.adapter={tmp_path}"])
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(LlamaLabError, match="cannot be read"):

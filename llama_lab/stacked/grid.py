@@ -23,7 +23,6 @@ from llama_lab.compose import parse
 from llama_lab.config import RunConfig
 from llama_lab.errors import ConfigError, LlamaLabError, RunError
 from llama_lab.hub import needs_hub
-from llama_lab.lock import check_unchanged
 from llama_lab.process import signals_raise
 from llama_lab.results import objective_of
 from llama_lab.rundir import RunDir
@@ -35,7 +34,7 @@ from llama_lab.sweep.outcome import recorded
 from llama_lab.sweep.processes import STOP, interrupt
 from llama_lab.sweep.slots import gpu_of, visible_gpus
 from llama_lab.sweep.sweeper import SILENT
-from llama_lab.sweep.trial import LAUNCHING
+from llama_lab.sweep.trial import LAUNCHING, check_own_run
 from llama_lab.sweep.words import IN_PLACE
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -126,8 +125,7 @@ def _is_done(run_dir: RunDir, config: RunConfig) -> bool:
     Raises:
         RunError: the folder holds a run of other settings.
     """
-    if run_dir.lock.exists():
-        check_unchanged(run_dir.read_lock(), config)
+    check_own_run(run_dir, config)
     if (recorded(run_dir.path) or {}).get("status") == "ok":
         return True
     run_dir.result.unlink(missing_ok=True)
@@ -196,6 +194,7 @@ def _configs(context: HydraContext, tree: DictConfig, jobs: Sequence[Sequence[st
 
     Raises:
         ConfigError: two jobs would have one folder.
+        RunError: the folder of one holds a run of other settings.
     """
     found, folders = [], set[str]()
     for number, words in enumerate(jobs, first):
@@ -211,9 +210,11 @@ def _configs(context: HydraContext, tree: DictConfig, jobs: Sequence[Sequence[st
             )
         folders.add(folder)
         try:
-            found.append(parse(composed))
+            config = parse(composed)
         except LlamaLabError:
             continue
+        check_own_run(RunDir(Path(str(tree.hydra.sweep.dir)) / folder), config)
+        found.append(config)
     return found
 
 

@@ -131,7 +131,7 @@ class TrialTask:
         except LlamaLabError as error:
             return _impossible(folder, str(error))
         try:
-            _check_own(RunDir(folder), order.config)
+            check_own_run(RunDir(folder), order.config)
         except LlamaLabError as error:
             return Outcome(state=State.failed, error=str(error))
         ended = outcome_of(recorded(folder), self.objectives, self.settings.constraints)
@@ -169,7 +169,7 @@ def _opened(address: str) -> BaseStorage:
     return open_storage(address)
 
 
-def _check_own(run_dir: RunDir, config: RunConfig) -> None:
+def check_own_run(run_dir: RunDir, config: RunConfig) -> None:
     """Refuse to take the result of another run, or to write over it.
 
     Raises:

@@ -93,9 +93,12 @@ def test_the_same_grid_again_repeats_nothing_and_another_one_is_refused(grid, la
     done = lab("-m", *GRID, *STACKED, cwd=folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done: held-out loss") == 6
+    words = [path.stat().st_mtime_ns for path in sorted(folder.glob("*/.hydra/*"))]
     other = lab("-m", *GRID, *STACKED, "trainer.weight_decay=0.1", cwd=folder.parent)
     assert other.returncode == 2
     assert "trainer.weight_decay: 0.0 then, 0.1 now" in other.stderr
+    assert "grid/0 holds another run. Type hydra.sweep.dir=FOLDER with a new one." in other.stderr
+    assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*/.hydra/*"))] == words
     assert [path.stat().st_mtime_ns for path in results] == before
 
 

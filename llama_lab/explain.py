@@ -82,7 +82,9 @@ def explain(error: Exception, word: str = "") -> LlamaLabError:
         return RunError(f"{error.filename} cannot be written: {error.strerror}. Type another hydra.run.dir.")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
         named = re.match(r"Could not override '([^']+)'", str(error))
-        return unknown_key(named[1] if named else key)
+        group = named[1] if named else ""
+        is_inside = group in known_keys() or not group  # of KEY={A: B} the unknown one is A
+        return unknown_key(key if is_inside else group)
     if isinstance(cause, ValidationError | ConfigTypeError) and key:
         return _wrong_type(key, _first_line(cause), word)
     if isinstance(cause, InterpolationResolutionError):
@@ -148,6 +150,8 @@ def _unreadable_word(word: str) -> ConfigError:
         return ConfigError(f"'{word}' is typed without spaces and with one =: {key.strip()}={value.strip(' =')}")
     if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")) or value.count('"') % 2:
         return ConfigError(f"'{word}' cannot be read: a bracket or a quote is not closed. {_in_quotes(key, '...')}")
+    if value.startswith("choice(") and re.search(r"\bnull\b", value):
+        return ConfigError(f"'{word}': Hydra's choice() takes no null. Type the values alone: {key}={value[7:-1]}")
     if key.lstrip("+") not in known_keys() and not key.lstrip("+").startswith("hydra."):
         return unknown_key(key.lstrip("+"))
     return ConfigError(f"'{word}' cannot be read as KEY=VALUE. {_in_quotes(key, value)}")

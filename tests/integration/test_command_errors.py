@@ -48,6 +48,8 @@ CASES = [
     ),
     ("hydra/sweeper/sampler=tpe", ["hydra/sweeper/sampler", "search=lora_quant"]),
     ("'dataset.path=my data/lr=1/x.jsonl'", ["two kinds of quotes", "'dataset.path=\"my data/lr=1/x.jsonl\"'"]),
+    ("'dataset.columns={promt:words}'", ["dataset.columns.promt is no setting", "Did you mean dataset.columns.prompt"]),
+    ("-m search=lora_quant 'lora.r=choice(2,null)'", ["takes no null", "lora.r=2,null"]),
     ("serve x --with foo", ["foo is no choice", "llama-cpp"]),
     ("generate good.jsonl hello", ["good.jsonl: that is a file", "outputs/DATE/TIME"]),
     ("dashboard good.jsonl", ["good.jsonl: that is a file", "outputs/NAME"]),

@@ -86,7 +86,7 @@ def test_stage_that_has_ended_is_not_done_again_after_a_kill(lab, tmp_path):
         (["stages.dpo=trainer=dpo"], "Type \"stages.dpo=['trainer=dpo']\""),
         (["stages.dpo='trainer=dpo'"], "a stage is a list of words. Type \"stages.dpo=['trainer=dpo']\""),
         (["stages.dop=['trainer=dpo']"], "stages.dop is no stage of the experiment. Did you mean stages.dpo?"),
-        (["stages={a:['trainer=dpo']}"], "stages is no stage of the experiment."),
+        (["stages={a:['trainer=dpo']}"], "stages.a is no stage of the experiment. Did you mean stages.sft?"),
         ([f"stages.dpo=[{DPO},'lora.r=4']"], "has lora.r=4. Type lora.r=16 for both"),
         (["stages.sft=['trainer=reward','dataset=sample_preference']"], "would go on with a reward model"),
         ([f"stages.dpo=[{DPO},'model.adapter=x']"], "stages.dpo: model.adapter=x, and a stage goes on with"),

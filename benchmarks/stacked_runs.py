@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("base", help="folder of a checkpoint")
     parser.add_argument("words", nargs="*", help="more settings of the runs")
     parser.add_argument("--tokens", type=int, nargs="*", default=[256, 512, 1024], help="tokens a step and run")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each rank, 2 or more")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each rank")
     parser.add_argument("--steps", type=int, default=250, help="optimizer steps of a run")
     parser.add_argument("--folder", type=Path, help="keep the runs there; whole ones that lie there are only read")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows of the same case and system are replaced")

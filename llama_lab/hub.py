@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from llama_lab.choices import ModelSource
 from llama_lab.config import ModelSettings, RunConfig
 from llama_lab.dataset_config import EMBEDDED_DATASETS
 from llama_lab.errors import DataError, LlamaLabError, ModelError
+from llama_lab.lock import below
 
 
 def needs_hub(config: RunConfig) -> bool:
@@ -51,14 +52,13 @@ def commit_of(model: ModelSettings) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None  # .../snapshots/COMMIT/config.json
 
 
-def at_commit(model: ModelSettings, lock: Mapping[str, Any]) -> ModelSettings:
+def at_commit(model: ModelSettings, lock: dict[str, Any]) -> ModelSettings:
     """The model of a run as that has loaded it: at the commit in its run.json, also where a branch has moved on since.
 
     Args:
         lock: run.json; one without a commit, as of a run that has loaded nothing yet, changes nothing.
     """
-    found = lock.get("model")
-    commit = found.get("commit") if isinstance(found, dict) else None
+    commit = below(lock, "model", "commit")
     return replace(model, revision=commit) if commit and model.source is ModelSource.hub else model
 
 
@@ -80,6 +80,7 @@ def loading(
     """Tell what goes wrong inside as `explain_hub` does; errors of ours go through as they are.
 
     Args:
+        revision: the one that is asked for.
         passing: others that do.
     """
     try:

@@ -139,7 +139,7 @@ def check_architecture(model: ModelSettings) -> None:
 
     config = copy.deepcopy(_config_of(model))
     config.num_hidden_layers = 1
-    with loading(model.name, "model.name"), torch.device("meta"):
+    with loading(model.name, "model.name", model.revision), torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     _check_layers(base, model)
 

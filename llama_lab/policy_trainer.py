@@ -27,7 +27,7 @@ from llama_lab.preference_batches import check_num_prompts
 from llama_lab.results import FitResult, Score
 from llama_lab.reward_model import load_scorer
 from llama_lab.rewards import REWARD_MODEL, find_reward, number_of
-from llama_lab.trainer import NoModelCard, adapter_kept, take_out_printers, train_with
+from llama_lab.trainer import TrlChanges, adapter_kept, take_out_printers, train_with
 from llama_lab.trainer_config import TrainerSettings
 from llama_lab.training import FitSettings, not_finite
 
@@ -146,7 +146,7 @@ def worth_of(name: str, trainer: TrainerSettings) -> Worth:
     ]
 
 
-class _Ours(NoModelCard):
+class _Ours(TrlChanges):
     """What is ours in TRL's trainers: prompts as in all training, rows in an order that a resumed run finds again."""
 
     def _tokenize_prompts(self, prompts: list[Messages]) -> tuple[list[list[int]], None, dict[str, Any]]:

@@ -85,7 +85,7 @@ def run(
     scores = config.trainer.name is TrainerName.reward
     with run_dir.held():
         lock = _open_lock(run_dir, config, overrides)
-        if backend is None:
+        if backend is None:  # else the base is there already
             config = replace(config, model=at_commit(config.model, lock))
         if _is_done(run_dir):
             display.note(f"{folder} has ended already; this is its result.")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
@@ -59,7 +57,8 @@ def train_with(
     # what was measured since the trainer was made drew random numbers, and a resumed run does not measure again
     set_seed(settings.seed)
     with recording(settings, listener, evaluate) as (start, recorder):
-        if start is not None and (step := step_of(start)) == _num_steps(start):
+        step = step_of(start)
+        if start and step == TrainerState.load_from_json(str(start / "trainer_state.json")).max_steps:
             # transformers would take one step more, unless this was the last one of a pass
             trainer._load_from_checkpoint(str(start))
             recorder.begin(step)
@@ -69,11 +68,6 @@ def train_with(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         ranks.wait()  # at its end each process looks for checkpoints in a folder that the first one then removes
     return recorder.result(trainer.state.global_step)
-
-
-def _num_steps(checkpoint: Path) -> int:
-    """Of the run that wrote it."""
-    return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"])
 
 
 def build_trainer(
@@ -136,8 +130,8 @@ class _GroupedByLength(LengthGroupedSampler):
         return super().__iter__()
 
 
-class NoModelCard:
-    """TRL's trainers without a model card in every checkpoint, and with rows that are grouped as a resumed run does."""
+class TrlChanges:
+    """What all our trainers change of TRL's: no model cards, and rows grouped as a resumed run groups them."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
@@ -148,14 +142,14 @@ class NoModelCard:
         """Nothing: a checkpoint is for going on, not for sharing."""
 
 
-class ReadyRows(NoModelCard):
+class ReadyRows(TrlChanges):
     """TRL's trainers of rows that are tokens already."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
 
-class _Trainer(NoModelCard, SFTTrainer):
+class _Trainer(TrlChanges, SFTTrainer):
     pass
 
 

@@ -77,18 +77,21 @@ class _Parser:
         self.rest, self.getter = tokens, getter
 
     def either(self, depth: int) -> Test:
+        """One or several that are joined by `or`."""
         tests = [self.both(depth)]
         while self._take_word("or"):
             tests.append(self.both(depth))
         return lambda run: any(test(run) for test in tests)
 
     def both(self, depth: int) -> Test:
+        """One or several that are joined by `and`, which binds more closely."""
         tests = [self.single(depth)]
         while self._take_word("and"):
             tests.append(self.single(depth))
         return lambda run: all(test(run) for test in tests)
 
     def single(self, depth: int) -> Test:
+        """A comparison, `not` one, or something in brackets."""
         if depth > MAX_DEPTH:
             raise ConfigError(f"--where is nested more than {MAX_DEPTH} deep. Type it flatter.")
         if self._take_word("not"):

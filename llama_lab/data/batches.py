@@ -56,20 +56,25 @@ class Collator:
 
         batch = {
             "input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id),
-            "labels": padded([_labels(row) for row in rows], IGNORED),
+            "labels": padded([labels_of(row) for row in rows], IGNORED),
         }
         if LENGTHS not in rows[0]:
             return batch | {"attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0)}
         return batch | {"position_ids": torch.tensor([_positions(row[LENGTHS], longest) for row in rows])}
 
 
-def _labels(row: dict[str, Any]) -> list[int]:
+def lengths_of(row: dict[str, Any]) -> list[int]:
+    """Tokens of each row of a packed block; of any other row its own."""
+    return row.get(LENGTHS) or [len(row["input_ids"])]
+
+
+def labels_of(row: dict[str, Any]) -> list[int]:
     """The labels, but for the first of every row: nothing before it says anything about it.
 
-    It is not counted either, as transformers 5.17 does of rows that are not packed.
+    So it does not count as learned either, whatever version of transformers counts.
     """
     labels, start = list(row["labels"]), 0
-    for length in row.get(LENGTHS) or [len(labels)]:
+    for length in lengths_of(row):
         labels[start] = IGNORED
         start += length
     return labels

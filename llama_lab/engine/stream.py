@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_lab.data.batches import LENGTHS
+from llama_lab.data.batches import labels_of, lengths_of
 from llama_lab.data.templates import IGNORED
 
 AHEAD = 4
@@ -33,7 +33,7 @@ class Stream:
     lengths: list[int]
     """Tokens of each row."""
     num_learned: int
-    """As transformers counts them: labels that are not ignored, without the first of each row."""
+    """Labels that are not ignored, without the first of each row, which nothing predicts."""
 
     @property
     def num_tokens(self) -> int:
@@ -44,12 +44,8 @@ class Stream:
 def stream_of(rows: list[dict[str, Any]]) -> Stream:
     """Rows with columns input_ids and labels, and seq_lengths where they are packed."""
     ids = [token for row in rows for token in row["input_ids"]]
-    labels = [label for row in rows for label in row["labels"]]
-    lengths = [length for row in rows for length in row.get(LENGTHS) or [len(row["input_ids"])]]
-    start = 0
-    for length in lengths:
-        labels[start] = IGNORED  # what lies before a row says nothing about it
-        start += length
+    labels = [label for row in rows for label in labels_of(row)]
+    lengths = [length for row in rows for length in lengths_of(row)]
     num_learned = sum(label != IGNORED for label in labels)
     places = [place for length in lengths for place in range(length)]
     return Stream(tokens=torch.tensor([ids, [*labels[1:], IGNORED], places]), lengths=lengths, num_learned=num_learned)
